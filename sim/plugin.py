@@ -1,0 +1,53 @@
+"""Plug-ins: one file, one frozen dataclass, found by its ``name``. No registry to edit, no base class to inherit."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from typing import Any
+
+
+@cache
+def discover(package: str) -> dict[str, type]:
+    """Every plug-in class of a package such as ``sim.policies``, by name, in alphabetical order."""
+    found: dict[str, type] = {}
+    root = importlib.import_module(package)
+    for info in pkgutil.iter_modules(root.__path__):
+        module = importlib.import_module(f"{package}.{info.name}")
+        for thing in vars(module).values():
+            if isinstance(thing, type) and is_dataclass(thing) and thing.__module__ == module.__name__:
+                name = getattr(thing, "name", None)
+                if isinstance(name, str):
+                    found[name] = thing
+    return dict(sorted(found.items()))
+
+
+def suggest(word: str, allowed: Any) -> str:
+    """``; did you mean 'x'?`` when something allowed is close to ``word``, else nothing."""
+    close = difflib.get_close_matches(str(word), [str(a) for a in allowed], n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def build(package: str, key: str, spec: Any) -> Any:
+    """The plug-in that a scenario's ``key`` asks for: a name, or a mapping of ``name`` and options.
+
+    Raises ValueError naming key, value and what is allowed.
+    """
+    options = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
+    known = discover(package)
+    name = options.pop("name", None)
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"{key}: {name!r} is not one of {', '.join(known)}{suggest(str(name), known)}")
+    allowed = {f.name: f for f in fields(known[name])}
+    for option in options:
+        if option not in allowed:
+            listed = ", ".join(allowed) or "no options"
+            raise ValueError(f"{key}.{option}: unknown option of {name}, which takes {listed}{suggest(option, allowed)}")
+    for option, f in allowed.items():
+        if f.default is MISSING and f.default_factory is MISSING and option not in options:
+            raise ValueError(f"{key}.{option}: {name} needs this option")
+    return known[name](**options)

@@ -1,0 +1,133 @@
+"""Policies: how forward passes turn into tokens. One per file; found by name, never registered.
+
+A policy is a frozen dataclass whose fields are its options in a scenario. It answers two questions: which passes does
+one decode round run for this batch (:meth:`Policy.passes`), and what will a sequence gain in each of its rounds
+(:meth:`Policy.future`)? ``tests/test_conformance_policies.py`` says what every policy owes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.analytic.work import Work, pairs_of, reads_of
+
+IntArray = NDArray[np.int64]
+Windows = tuple[int | None, ...]
+
+
+class Draws(Protocol):
+    """Addressed uniforms of one sample: see sim/serving/luck.py."""
+
+    def uniforms(self, purpose: str, start: int, count: int) -> NDArray[np.float64]:
+        """``count`` draws in [0, 1) for own decode rounds ``start, start + 1, ...``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Future:
+    """What one sample does in each of its decode rounds, shape [rounds] each.
+
+    ``gains`` tokens emitted (the last one clipped to what was left to emit); ``offsets`` tokens gained before each
+    round; ``kept`` drafted tokens that verification accepts, before clipping; ``drafted`` tokens drafted.
+    """
+
+    gains: IntArray
+    offsets: IntArray
+    kept: IntArray
+    drafted: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a prompt: ``new`` tokens after ``cached`` ones; ``last`` when tokens come out at its end."""
+
+    cached: int
+    new: int
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One forward pass of model number ``model`` (0: the target); fields of work may have leading axes to sum over."""
+
+    model: int
+    work: Work
+
+
+class Policy(Protocol):
+    """What the engine asks of a policy. ``windows`` are the attention kinds of each model it runs, target first."""
+
+    @property
+    def tokens_per_round(self) -> int:
+        """Rows of the target pass for each sequence, which is also how many tokens the round may add to the cache."""
+        ...
+
+    @property
+    def drafts(self) -> tuple[str, ...]:
+        """Names of further models that the policy runs; model 1, 2, ... of its passes."""
+        ...
+
+    def future(self, draws: Draws, start: int, remaining: int) -> Future:
+        """Rounds from own decode round ``start`` on until ``remaining`` more tokens are out."""
+        ...
+
+    def rows(self, future: Future, context: int, windows: tuple[Windows, ...]) -> tuple[IntArray, ...]:
+        """Additive integer channels of one sample by round; ``context`` tokens are cached before the first one."""
+        ...
+
+    def channels(self, windows: tuple[Windows, ...]) -> int:
+        """How many arrays :meth:`rows` returns."""
+        ...
+
+    def passes(self, seats: int, totals: IntArray, chunks: list[Chunk], windows: tuple[Windows, ...]) -> Iterable[Pass]:
+        """The passes of a round with ``seats`` decoding sequences; totals of the channels, shape [channels, rounds]."""
+        ...
+
+
+_RAMP = np.arange(1 << 16, dtype=np.int64)
+_ONES = np.ones(1 << 12, dtype=np.int64)
+_ZEROS = np.zeros(1 << 12, dtype=np.int64)
+
+
+def ramp(start: int, count: int) -> IntArray:
+    """``start, start + 1, ...`` as a read-only view; shape [count]."""
+    if start + count > len(_RAMP):
+        return np.arange(start, start + count, dtype=np.int64)
+    return _RAMP[start : start + count]
+
+
+def ones(count: int) -> IntArray:
+    """A read-only view of ones; shape [count]."""
+    return _ONES[:count] if count <= len(_ONES) else np.ones(count, dtype=np.int64)
+
+
+def zeros(count: int) -> IntArray:
+    """A read-only view of zeros; shape [count]."""
+    return _ZEROS[:count] if count <= len(_ZEROS) else np.zeros(count, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPart:
+    """The prompt chunks of one pass in totals; ``pairs`` and ``reads`` by attention kind, None without chunks."""
+
+    tokens: int
+    rows: int
+    pairs: tuple[Any, ...] | None
+    reads: tuple[Any, ...] | None
+
+
+NO_PROMPTS = PromptPart(0, 0, None, None)
+
+
+def prompt_part(chunks: list[Chunk], windows: Windows) -> PromptPart:
+    """Sum the chunks of a pass of a model with these attention kinds."""
+    if not chunks:
+        return NO_PROMPTS
+    pairs = tuple(np.array([sum(int(pairs_of(c.new, c.cached, w)) for c in chunks)]) for w in windows)
+    reads = tuple(np.array([sum(int(reads_of(c.cached, w)) for c in chunks)]) for w in windows)
+    return PromptPart(sum(c.new for c in chunks), sum(c.last for c in chunks), pairs, reads)

@@ -1,0 +1,39 @@
+"""Autoregressive decoding: one pass, one token a sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sim.analytic.work import Work, reads_of
+from sim.policies import Chunk, Draws, Future, IntArray, Pass, Windows, ones, prompt_part, ramp, zeros
+
+
+@dataclass(frozen=True)
+class Autoregressive:
+    """Every round is one target pass over one new token of each sequence. No options, no luck."""
+
+    name: ClassVar[str] = "autoregressive"
+    tokens_per_round: ClassVar[int] = 1
+    drafts: ClassVar[tuple[str, ...]] = ()
+
+    def future(self, draws: Draws, start: int, remaining: int) -> Future:
+        """One token in each of ``remaining`` rounds."""
+        return Future(ones(remaining), ramp(0, remaining), zeros(remaining), zeros(remaining))
+
+    def channels(self, windows: tuple[Windows, ...]) -> int:
+        """Tokens read, by attention kind."""
+        return len(windows[0])
+
+    def rows(self, future: Future, context: int, windows: tuple[Windows, ...]) -> tuple[IntArray, ...]:
+        """The context grows by one a round."""
+        along = ramp(context, len(future.gains))
+        return tuple(reads_of(along, w) for w in windows[0])
+
+    def passes(self, seats: int, totals: IntArray, chunks: list[Chunk], windows: tuple[Windows, ...]) -> Iterable[Pass]:
+        """One pass; a query attends to what it reads and to itself."""
+        part = prompt_part(chunks, windows[0])
+        reads = tuple(totals) if seats else None
+        pairs = tuple(r + seats for r in totals) if seats else None
+        yield Pass(0, Work(part.tokens + seats, part.rows + seats, pairs, reads, part.pairs, part.reads, part.tokens))

@@ -1,0 +1,166 @@
+"""Speculative decoding: a draft model proposes gamma tokens, the target verifies them in one pass.
+
+Leviathan, Kalman and Matias 2023 (arXiv 2211.17192); Chen et al. 2023 (arXiv 2302.01318). A round is gamma draft passes
+over one token each and one target pass over gamma + 1; it emits the accepted prefix and one token of the target's own.
+After a round that accepts everything, the draft has not yet seen its last token: its next first pass takes two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.analytic.work import Work, pairs_of, reads_of
+from sim.policies import Chunk, Draws, Future, IntArray, Pass, Windows, prompt_part
+from sim.policies.acceptance import survival_vector
+
+
+@dataclass(frozen=True)
+class Speculative:
+    """``draft``: a model by name or path; ``gamma``: drafted tokens a round; ``acceptance``: see acceptance.py."""
+
+    name: ClassVar[str] = "speculative"
+    draft: str
+    gamma: int = 4
+    acceptance: Any = field(default=0.8)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.gamma, bool) or not isinstance(self.gamma, int) or not 1 <= self.gamma <= 64:
+            raise ValueError(f"policy.gamma: {self.gamma!r} is not a whole number from 1 to 64")
+        _ = self.survival
+
+    @cached_property
+    def survival(self) -> NDArray[np.float64]:
+        """P(at least k drafted tokens are kept), k = 1..gamma; shape [gamma], not increasing."""
+        return survival_vector(self.acceptance, self.gamma)
+
+    @property
+    def tokens_per_round(self) -> int:
+        """The target verifies gamma drafts and continues after them."""
+        return self.gamma + 1
+
+    @property
+    def drafts(self) -> tuple[str, ...]:
+        """One draft model."""
+        return (self.draft,)
+
+    @property
+    def expected_tokens(self) -> float:
+        """Tokens a round, E = 1 + sum of the survival vector (Leviathan et al., equation 1 when it is geometric)."""
+        return 1.0 + float(self.survival.sum())
+
+    def future(self, draws: Draws, start: int, remaining: int) -> Future:
+        """One uniform a round against the survival vector; the last gain is clipped to what is left."""
+        kept = self._kept(draws, start, max(8, int(1.3 * remaining / self.expected_tokens)), remaining)
+        total = np.cumsum(kept + 1)
+        rounds = int(np.searchsorted(total, remaining)) + 1
+        kept = kept[:rounds]
+        gains = kept + 1
+        offsets = total[:rounds] - gains
+        gains[-1] -= int(total[rounds - 1]) - remaining
+        return Future(gains, offsets, kept, np.full(rounds, self.gamma))
+
+    def _kept(self, draws: Draws, start: int, guess: int, remaining: int) -> IntArray:
+        guess = min(guess, remaining)
+        u = draws.uniforms("acceptance", start, guess)
+        kept = np.searchsorted(-self.survival, -u, side="left")
+        if int(kept.sum()) + guess >= remaining:
+            return kept
+        return self._kept(draws, start, 2 * guess, remaining)
+
+    def channels(self, windows: tuple[Windows, ...]) -> int:
+        """Context, catch-up positions and their context, and for windows what depends on each one's own length."""
+        target, draft = windows
+        return 3 + 2 * _windowed(target) + 2 * self.gamma * _windowed(draft)
+
+    def rows(self, future: Future, context: int, windows: tuple[Windows, ...]) -> tuple[IntArray, ...]:
+        """Context before each round; 1 where the draft must catch up; windowed reads and pairs where kinds differ."""
+        before = future.offsets + context
+        behind = np.zeros_like(before)
+        np.equal(future.kept[:-1], self.gamma, out=behind[1:], casting="unsafe")
+        rows: list[IntArray] = [before, behind, behind * before]
+        for window in windows[0]:
+            if window is not None:
+                rows += [reads_of(before, window), pairs_of(self.gamma + 1, before, window)]
+        for window in windows[1]:
+            if window is not None:
+                rows += _draft_rows(before, behind, self.gamma, window)
+        return tuple(rows)
+
+    def passes(self, seats: int, totals: IntArray, chunks: list[Chunk], windows: tuple[Windows, ...]) -> Iterable[Pass]:
+        """gamma draft passes, then verification; prompts are prefilled by both models."""
+        yield from self._draft_passes(seats, totals, chunks, windows)
+        part = prompt_part(chunks, windows[0])
+        new = seats * (self.gamma + 1)
+        pairs, reads = self._target_attention(seats, totals, windows[0]) if seats else (None, None)
+        yield Pass(0, Work(part.tokens + new, part.rows + new, pairs, reads, part.pairs, part.reads, part.tokens))
+
+    def _target_attention(self, seats: int, totals: IntArray, windows: Windows) -> tuple[Any, Any]:
+        extra = iter(totals[3:])
+        new = self.gamma + 1
+        reads, pairs = [], []
+        for window in windows:
+            full = window is None
+            reads.append(totals[0] if full else next(extra))
+            pairs.append(new * totals[0] + seats * (new * (new + 1) // 2) if full else next(extra))
+        return tuple(pairs), tuple(reads)
+
+    def _draft_passes(
+        self, seats: int, totals: IntArray, chunks: list[Chunk], windows: tuple[Windows, ...]
+    ) -> Iterable[Pass]:
+        part = prompt_part(chunks, windows[1])
+        if not seats:
+            yield Pass(1, Work(part.tokens, 0, None, None, part.pairs, part.reads, part.tokens))
+            return
+        context, behind, behind_context = totals[:3]
+        steps = _StepTotals(totals[3 + 2 * _windowed(windows[0]) :], self.gamma, windows[1])
+        first_reads = steps.pick(0, context - behind)
+        first_pairs = steps.pick(1, context + behind_context + seats)
+        tokens = part.tokens + seats + behind
+        yield Pass(1, Work(tokens, seats, first_pairs, first_reads, part.pairs, part.reads, part.tokens))
+        if self.gamma > 1:
+            step = np.arange(1, self.gamma)[:, None]
+            later = context + step * seats
+            yield Pass(1, Work(seats, seats, steps.rest(1, later + seats), steps.rest(0, later)))
+
+
+@dataclass(frozen=True, slots=True)
+class _StepTotals:
+    """Reads and pairs of the draft passes by attention kind: derived from the context, or windowed channels."""
+
+    totals: IntArray
+    gamma: int
+    windows: Windows
+
+    def pick(self, what: int, full: IntArray) -> tuple[IntArray, ...]:
+        """Of draft pass 0; ``what`` 0: reads, 1: pairs."""
+        return tuple(full if at is None else self.totals[at + what] for at in self._places())
+
+    def rest(self, what: int, full: IntArray) -> tuple[IntArray, ...]:
+        """Of draft passes 1.., shape [gamma - 1, rounds]."""
+        stop = 2 * self.gamma
+        return tuple(full if at is None else self.totals[at + 2 + what : at + stop : 2] for at in self._places())
+
+    def _places(self) -> Iterable[int | None]:
+        at = 0
+        for window in self.windows:
+            yield None if window is None else at
+            at += 0 if window is None else 2 * self.gamma
+
+
+def _windowed(windows: Windows) -> int:
+    return sum(w is not None for w in windows)
+
+
+def _draft_rows(before: IntArray, behind: IntArray, gamma: int, window: int) -> list[IntArray]:
+    """Reads and pairs of draft pass 0, 1, ...; the first one catches up where it is behind."""
+    late = np.where(behind, pairs_of(2, before - 1, window), pairs_of(1, before, window))
+    rows = [reads_of(before - behind, window), late]
+    for step in range(1, gamma):
+        rows += [reads_of(before + step, window), pairs_of(1, before + step, window)]
+    return rows

@@ -1,0 +1,65 @@
+"""Schedulers: which prompts are read and whether decodes run in the next round. One per file, found by name.
+
+A scheduler is a frozen dataclass with an ``order`` (how requests queue), a ``decode_seats`` limit and ``plan(view)``,
+a pure function: planning again while nobody arrived or left gives the same plan. ``tests/test_conformance_schedulers.py``
+says what every scheduler owes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence as Ordered
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sim.request import Sequence
+
+ORDERS = ("fcfs", "shortest_prompt", "priority")
+
+
+@dataclass(slots=True)
+class Plan:
+    """The next round: how many heads of the queue are admitted, prompt chunks, and whether decodes run."""
+
+    admit: int = 0
+    chunks: list[tuple[Sequence, int]] = field(default_factory=list)
+    decode: bool = True
+
+
+class View(Protocol):
+    """What a scheduler may know of a replica at a planning instant."""
+
+    prefilling: Ordered[Sequence]
+    running_seats: int
+    decoding_seats: int
+    tokens_per_round: int
+
+    def admissible(self, seats: int) -> Iterator[Sequence]:
+        """Queue heads, in order, that fit into ``seats`` seats in all and into free KV memory; stops at the first
+        that does not."""
+        ...
+
+
+class Scheduler(Protocol):
+    """What the replica asks of a scheduler."""
+
+    order: str
+
+    def decode_seats(self, tokens_per_round: int) -> int:
+        """How many sequences may decode in one round; the rest wait in order of admission."""
+        ...
+
+    def plan(self, view: View) -> Plan:
+        """The next round."""
+        ...
+
+
+def check_order(order: str) -> None:
+    """Raise ValueError unless ``order`` is a queue order."""
+    if order not in ORDERS:
+        raise ValueError(f"scheduler.order: {order!r} is not one of {', '.join(ORDERS)}")
+
+
+def check_count(key: str, value: object, most: int = 1 << 20) -> None:
+    """Raise ValueError unless ``value`` is a whole number from 1 to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise ValueError(f"scheduler.{key}: {value!r} is not a whole number from 1 to {most}")

@@ -1,0 +1,53 @@
+"""Chunked prefill: decodes first, the rest of a token budget to prompts, in one mixed round (vLLM V1, Sarathi-Serve)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sim.request import Sequence
+from sim.schedulers import Plan, View, check_count, check_order
+
+
+@dataclass(frozen=True)
+class Chunked:
+    """``token_budget`` tokens a round, decodes before prompts (Agrawal et al. 2024, arXiv 2403.02310, algorithm 3)."""
+
+    name: ClassVar[str] = "chunked"
+    token_budget: int = 2048
+    max_sequences: int = 256
+    order: str = "fcfs"
+
+    def __post_init__(self) -> None:
+        check_count("token_budget", self.token_budget)
+        check_count("max_sequences", self.max_sequences)
+        check_order(self.order)
+
+    def decode_seats(self, tokens_per_round: int) -> int:
+        """As many as the budget holds."""
+        if tokens_per_round > self.token_budget:
+            raise ValueError(f"scheduler.token_budget: {self.token_budget} is less than one sequence's {tokens_per_round}")
+        return self.token_budget // tokens_per_round
+
+    def plan(self, view: View) -> Plan:
+        """Chunks for the prompts under way in order of admission, then for as many new ones as the budget reaches."""
+        left = self.token_budget - view.decoding_seats * view.tokens_per_round
+        plan = Plan(decode=view.decoding_seats > 0)
+        for sequence in view.prefilling:
+            if left <= 0:
+                return plan
+            left -= self._take(plan, sequence, left)
+        if left <= 0:
+            return plan
+        for sequence in view.admissible(self.max_sequences):
+            plan.admit += 1
+            left -= self._take(plan, sequence, left)
+            if left <= 0:
+                break
+        return plan
+
+    @staticmethod
+    def _take(plan: Plan, sequence: Sequence, left: int) -> int:
+        new = min(sequence.prefill_tokens - sequence.prefilled, left)
+        plan.chunks.append((sequence, new))
+        return new

@@ -1,0 +1,39 @@
+"""Continuous batching, prefill first: whole prompts run ahead of decodes, which wait (Orca; vLLM V0)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sim.schedulers import Plan, View, check_count, check_order
+
+
+@dataclass(frozen=True)
+class Continuous:
+    """A round is either prompts of up to ``token_budget`` tokens (a longer one alone) or one decode round."""
+
+    name: ClassVar[str] = "continuous"
+    token_budget: int = 8192
+    max_sequences: int = 256
+    order: str = "fcfs"
+
+    def __post_init__(self) -> None:
+        check_count("token_budget", self.token_budget)
+        check_count("max_sequences", self.max_sequences)
+        check_order(self.order)
+
+    def decode_seats(self, tokens_per_round: int) -> int:
+        """Everybody who runs may decode."""
+        return 1 << 20
+
+    def plan(self, view: View) -> Plan:
+        """Prompts if any can be admitted, else decodes."""
+        plan, left = Plan(decode=False), self.token_budget
+        for sequence in view.admissible(self.max_sequences):
+            if plan.admit and sequence.prefill_tokens > left:
+                break
+            plan.admit += 1
+            plan.chunks.append((sequence, sequence.prefill_tokens))
+            left -= sequence.prefill_tokens
+        plan.decode = not plan.chunks and view.decoding_seats > 0
+        return plan

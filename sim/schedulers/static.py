@@ -1,0 +1,35 @@
+"""Static batches: nobody joins until everybody has left. The baseline that continuous batching is measured against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sim.schedulers import Plan, View, check_count, check_order
+
+
+@dataclass(frozen=True)
+class Static:
+    """An idle replica takes up to ``max_sequences`` waiting requests, reads all prompts in one pass, decodes to the end.
+
+    Places that empty early stay empty; no padding tokens are computed.
+    """
+
+    name: ClassVar[str] = "static"
+    max_sequences: int = 32
+    order: str = "fcfs"
+
+    def __post_init__(self) -> None:
+        check_count("max_sequences", self.max_sequences)
+        check_order(self.order)
+
+    def decode_seats(self, tokens_per_round: int) -> int:
+        """The whole batch decodes."""
+        return 1 << 20
+
+    def plan(self, view: View) -> Plan:
+        """A new batch when the replica is empty, else decodes."""
+        if view.running_seats:
+            return Plan(decode=view.decoding_seats > 0)
+        batch = list(view.admissible(self.max_sequences))
+        return Plan(len(batch), [(s, s.prefill_tokens) for s in batch], decode=False)

@@ -1,0 +1,53 @@
+"""The waiting line of a replica, kept in order of admission."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterator
+from itertools import islice
+
+from sim.request import Sequence
+
+Key = tuple[int, int, int]
+
+
+class WaitingLine:
+    """Sequences by (preempted first, queue order, request id); a list with a moving head, so that both ends are cheap."""
+
+    def __init__(self, order: str) -> None:
+        self.order = order
+        self._items: list[tuple[Key, Sequence]] = []
+        self._head = 0
+
+    def __len__(self) -> int:
+        return len(self._items) - self._head
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return (item[1] for item in islice(self._items, self._head, None))
+
+    def key(self, sequence: Sequence) -> Key:
+        """Lower is sooner: preempted sequences first, then the queue order, then the request's number."""
+        request = sequence.request
+        rank = {"fcfs": 0, "shortest_prompt": request.prompt, "priority": -request.priority}[self.order]
+        return (-1 if sequence.preemptions else 0, rank, request.id)
+
+    def push(self, sequence: Sequence) -> None:
+        """Take a place in the line."""
+        insort(self._items, (self.key(sequence), sequence), lo=self._head, key=_first)
+
+    def pop(self) -> Sequence:
+        """The head leaves."""
+        sequence = self._items[self._head][1]
+        self._head += 1
+        if self._head > 1024 and 2 * self._head > len(self._items):
+            del self._items[: self._head]
+            self._head = 0
+        return sequence
+
+    def is_head(self, sequence: Sequence) -> bool:
+        """Whether nobody is before this one."""
+        return self._items[self._head][1] is sequence
+
+
+def _first(item: tuple[Key, Sequence]) -> Key:
+    return item[0]
