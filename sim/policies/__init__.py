@@ -84,8 +84,14 @@ class Policy(Protocol):
         """How many arrays :meth:`rows` returns."""
         ...
 
-    def passes(self, seats: int, totals: IntArray, chunks: list[Chunk], windows: tuple[Windows, ...]) -> Iterable[Pass]:
-        """The passes of a round with ``seats`` decoding sequences; totals of the channels, shape [channels, rounds]."""
+    def passes(
+        self, seats: Any, totals: IntArray | None, prompts: Prompts | None, windows: tuple[Windows, ...]
+    ) -> Iterable[Pass]:
+        """The passes of a round with ``seats`` decoding sequences.
+
+        ``totals`` of the channels have shape [channels, rounds]; None where nobody decodes. ``prompts`` is None where
+        no prompt is read. Accounting calls this with arrays of many rounds for ``seats``, so it must broadcast.
+        """
         ...
 
 
@@ -115,8 +121,8 @@ def zeros(count: int) -> IntArray:
 class PromptPart:
     """The prompt chunks of one pass in totals; ``pairs`` and ``reads`` by attention kind, None without chunks."""
 
-    tokens: int
-    rows: int
+    tokens: Any
+    rows: Any
     pairs: tuple[Any, ...] | None
     reads: tuple[Any, ...] | None
 
@@ -124,10 +130,22 @@ class PromptPart:
 NO_PROMPTS = PromptPart(0, 0, None, None)
 
 
-def prompt_part(chunks: list[Chunk], windows: Windows) -> PromptPart:
-    """Sum the chunks of a pass of a model with these attention kinds."""
-    if not chunks:
-        return NO_PROMPTS
-    pairs = tuple(np.array([sum(int(pairs_of(c.new, c.cached, w)) for c in chunks)]) for w in windows)
-    reads = tuple(np.array([sum(int(reads_of(c.cached, w)) for c in chunks)]) for w in windows)
-    return PromptPart(sum(c.new for c in chunks), sum(c.last for c in chunks), pairs, reads)
+class Prompts(Protocol):
+    """The prompt chunks that ride on the passes of a round."""
+
+    def part(self, windows: Windows) -> PromptPart:
+        """Their totals for a model with these attention kinds."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """The chunks of one round."""
+
+    chunks: list[Chunk]
+
+    def part(self, windows: Windows) -> PromptPart:
+        """Sum over the chunks; pairs and reads have shape [1]."""
+        pairs = tuple(np.array([sum(int(pairs_of(c.new, c.cached, w)) for c in self.chunks)]) for w in windows)
+        reads = tuple(np.array([sum(int(reads_of(c.cached, w)) for c in self.chunks)]) for w in windows)
+        return PromptPart(sum(c.new for c in self.chunks), sum(c.last for c in self.chunks), pairs, reads)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sim.analytic.work import Work, reads_of
-from sim.policies import Chunk, Draws, Future, IntArray, Pass, Windows, ones, prompt_part, ramp, zeros
+from sim.policies import NO_PROMPTS, Draws, Future, IntArray, Pass, Prompts, Windows, ones, ramp, zeros
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,12 @@ class Autoregressive:
         along = ramp(context, len(future.gains))
         return tuple(reads_of(along, w) for w in windows[0])
 
-    def passes(self, seats: int, totals: IntArray, chunks: list[Chunk], windows: tuple[Windows, ...]) -> Iterable[Pass]:
+    def passes(
+        self, seats: Any, totals: IntArray | None, prompts: Prompts | None, windows: tuple[Windows, ...]
+    ) -> Iterable[Pass]:
         """One pass; a query attends to what it reads and to itself."""
-        part = prompt_part(chunks, windows[0])
-        reads = tuple(totals) if seats else None
-        pairs = tuple(r + seats for r in totals) if seats else None
+        part = prompts.part(windows[0]) if prompts else NO_PROMPTS
+        reads = pairs = None
+        if totals is not None:
+            reads, pairs = tuple(totals), tuple(r + seats for r in totals)
         yield Pass(0, Work(part.tokens + seats, part.rows + seats, pairs, reads, part.pairs, part.reads, part.tokens))

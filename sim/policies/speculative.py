@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.analytic.work import Work, pairs_of, reads_of
-from sim.policies import Chunk, Draws, Future, IntArray, Pass, Windows, prompt_part
+from sim.policies import NO_PROMPTS, Draws, Future, IntArray, Pass, Prompts, Windows
 from sim.policies.acceptance import survival_vector
 
 
@@ -92,15 +92,17 @@ class Speculative:
                 rows += _draft_rows(before, behind, self.gamma, window)
         return tuple(rows)
 
-    def passes(self, seats: int, totals: IntArray, chunks: list[Chunk], windows: tuple[Windows, ...]) -> Iterable[Pass]:
+    def passes(
+        self, seats: Any, totals: IntArray | None, prompts: Prompts | None, windows: tuple[Windows, ...]
+    ) -> Iterable[Pass]:
         """gamma draft passes, then verification; prompts are prefilled by both models."""
-        yield from self._draft_passes(seats, totals, chunks, windows)
-        part = prompt_part(chunks, windows[0])
+        yield from self._draft_passes(seats, totals, prompts, windows)
+        part = prompts.part(windows[0]) if prompts else NO_PROMPTS
         new = seats * (self.gamma + 1)
-        pairs, reads = self._target_attention(seats, totals, windows[0]) if seats else (None, None)
+        pairs, reads = (None, None) if totals is None else self._target_attention(seats, totals, windows[0])
         yield Pass(0, Work(part.tokens + new, part.rows + new, pairs, reads, part.pairs, part.reads, part.tokens))
 
-    def _target_attention(self, seats: int, totals: IntArray, windows: Windows) -> tuple[Any, Any]:
+    def _target_attention(self, seats: Any, totals: IntArray, windows: Windows) -> tuple[Any, Any]:
         extra = iter(totals[3:])
         new = self.gamma + 1
         reads, pairs = [], []
@@ -111,10 +113,10 @@ class Speculative:
         return tuple(pairs), tuple(reads)
 
     def _draft_passes(
-        self, seats: int, totals: IntArray, chunks: list[Chunk], windows: tuple[Windows, ...]
+        self, seats: Any, totals: IntArray | None, prompts: Prompts | None, windows: tuple[Windows, ...]
     ) -> Iterable[Pass]:
-        part = prompt_part(chunks, windows[1])
-        if not seats:
+        part = prompts.part(windows[1]) if prompts else NO_PROMPTS
+        if totals is None:
             yield Pass(1, Work(part.tokens, 0, None, None, part.pairs, part.reads, part.tokens))
             return
         context, behind, behind_context = totals[:3]

@@ -13,7 +13,7 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from sim.policies import Chunk, Future, Policy, Windows
+from sim.policies import Chunk, Chunks, Future, Policy, Windows
 from sim.request import Member, Request, Sequence
 from sim.routers import ReplicaState
 from sim.schedulers import Plan, Scheduler
@@ -25,7 +25,6 @@ from sim.serving.record import Recorder
 from sim.serving.rounds import Rounds
 
 ROUND, FAULT, ARRIVAL, DISPATCH, PLAN = range(5)
-NOTHING: NDArray[np.int64] = np.zeros((0, 1), dtype=np.int64)
 
 
 def at(env: simpy.Environment, delay_ns: int, priority: int, call: Callable[[simpy.Event], None]) -> None:
@@ -227,11 +226,11 @@ class Replica:
         """Cost the rounds of a plan and sleep until the last of them ends."""
         seats = self.decoding_seats if plan.decode else 0
         rounds = self._rounds(plan) if seats else 1
-        totals = self.horizon.window(rounds) if seats else NOTHING
-        chunks = [
-            Chunk(s.prefilled, new, s.prefilled + new == s.prefill_tokens) for s, new in plan.chunks
-        ]
-        ns = self.setup.rounds.ns(seats, totals[1:], chunks)
+        totals = self.horizon.window(rounds)[1:] if seats else None
+        prompts = None
+        if plan.chunks:
+            prompts = Chunks([Chunk(s.prefilled, new, s.prefilled + new == s.prefill_tokens) for s, new in plan.chunks])
+        ns = self.setup.rounds.ns(seats, totals, prompts, seats + len(plan.chunks))
         now = self.env.now
         kv_bytes = self.held_bytes + self.horizon.next_bytes()
         self.leap = Leap(now, np.cumsum(ns) + now, rounds, plan, seats, kv_bytes)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sim.analytic.cost import PassCost
 from sim.analytic.hardware import Engine
-from sim.policies import Chunk, Policy, Windows
+from sim.policies import Policy, Prompts, Windows
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,15 @@ class Rounds:
     windows: tuple[Windows, ...]
     layers: int
 
-    def seconds(self, seats: int, totals: NDArray[np.int64], chunks: list[Chunk]) -> NDArray[np.float64]:
-        """Seconds of each round, shape [rounds]; passes are added in the order the policy names them."""
-        total: float | NDArray[np.float64] = self.host_s(seats + len(chunks))
-        for one in self.policy.passes(seats, totals, chunks, self.windows):
+    def seconds(
+        self, seats: int, totals: NDArray[np.int64] | None, prompts: Prompts | None, sequences: int
+    ) -> NDArray[np.float64]:
+        """Seconds of each round, shape [rounds]; passes are added in the order the policy names them.
+
+        ``sequences`` take part in the round, decoding or reading their prompt.
+        """
+        total: float | NDArray[np.float64] = self.host_s(sequences)
+        for one in self.policy.passes(seats, totals, prompts, self.windows):
             seconds = self.costs[one.model].seconds(one.work)
             if seconds.ndim == 1:
                 total = total + seconds
@@ -35,9 +40,12 @@ class Rounds:
         assert isinstance(total, np.ndarray)
         return total
 
-    def ns(self, seats: int, totals: NDArray[np.int64], chunks: list[Chunk]) -> NDArray[np.int64]:
+    def ns(
+        self, seats: int, totals: NDArray[np.int64] | None, prompts: Prompts | None, sequences: int
+    ) -> NDArray[np.int64]:
         """The same in whole nanoseconds, at least one."""
-        return np.maximum(np.rint(self.seconds(seats, totals, chunks) * 1e9), 1.0).astype(np.int64)
+        seconds = self.seconds(seats, totals, prompts, sequences)
+        return np.maximum(np.rint(seconds * 1e9), 1.0).astype(np.int64)
 
     def host_s(self, sequences: int) -> float:
         """Host seconds of a round, which the device waits for (engine profile)."""

@@ -1,0 +1,123 @@
+"""What a device profile and an engine profile hold: every key, its unit and its range (see docs/devices.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hardware_profiles.check import Items, Number, Rule, Table, Text, check
+
+FORMATS = ("fp32", "tf32", "bf16", "fp16", "fp8", "int8", "fp4", "int4")
+KINDS = ("gpu", "tpu", "accel", "soc", "phone", "cpu")
+GROUPS = ("matmul", "decode_attention", "prefill_attention", "elementwise")
+SOURCED = ("memory", "compute", "onchip", "link", "power", "price", "energy")
+
+# Lower bounds a little above zero: one over a denormal is infinite, and no device is that slow.
+SHARE = Number(above=1e-4, most=1)
+MAYBE = Number(above=1e-6, nullable=True)
+
+TERMS: dict[str, Rule] = {
+    "compute": SHARE,
+    "memory": SHARE,
+    "floor_us": Number(closed=True, most=1e6),
+    "overlap_p": Number(above=1, closed=True, most=1e3, infinite=True),
+    "quantise": Number(closed=True, most=1e3),
+    "depth_us": Number(closed=True, most=1e6),
+}
+INTERVAL = Items(Number(closed=True, infinite=True), length=2)
+FITTED = Table(TERMS, {"provenance": Text(), "interval": Table({}, dict.fromkeys(TERMS, INTERVAL))})
+GROUP = Table({"any": FITTED}, dict.fromkeys(FORMATS, FITTED))
+WIRE: dict[str, Rule] = {
+    "bandwidth_GBps": MAYBE,
+    "efficiency": SHARE,
+    "latency_us": Number(closed=True, most=1e6),
+}
+GRADE = Text(("A", "B", "C"), nullable=True)
+
+DEVICE = Table(
+    {
+        "name": Text(),
+        "aliases": Items(Text()),
+        "vendor": Text(),
+        "kind": Text(KINDS),
+        "year": Number(above=1990, most=2100, whole=True),
+        "memory": Table({"type": Text(), "capacity_GB": Number(1e-6, 1e6), "bandwidth_GBps": Number(1e-6, 1e7)}),
+        "peak_TFLOPs": Table(dict.fromkeys(FORMATS, Number(1e-6, 1e7, nullable=True))),
+        "onchip": Table(
+            {
+                "capacity_MiB": MAYBE,
+                "what": Text(),
+                "bandwidth_GBps": MAYBE,
+                "near_capacity_MiB": MAYBE,
+                "near_what": Text(nullable=True),
+            }
+        ),
+        "link": Table({"name": Text(nullable=True), **WIRE}),
+        "host_link": Table(WIRE),
+        "power": Table({"tdp_W": MAYBE, "idle_W": MAYBE}),
+        "price": Table({"usd_per_hour": MAYBE, "what": Text(nullable=True), "date": Text(nullable=True)}),
+        "efficiency": Table({"provenance": Text(), **dict.fromkeys(GROUPS, GROUP)}),
+        "energy": Table(
+            {
+                "pJ_per_FLOP": Table(dict.fromkeys(FORMATS, MAYBE)),
+                "pJ_per_byte": Table(dict.fromkeys(("memory", "onchip", "link"), Number(closed=True))),
+            }
+        ),
+        "sources": Table(dict.fromkeys(SOURCED, Table({"from": Text(), "grade": GRADE}))),
+        "unverified": Items(Text()),
+        "notes": Text(nullable=True),
+    }
+)
+
+HOST_TERMS: dict[str, Rule] = {
+    "host_us_per_step": Number(closed=True),
+    "host_us_per_layer": Number(closed=True),
+    "host_us_per_sequence": Number(closed=True),
+    "request_ms": Number(closed=True),
+    "cached_token_us": Number(closed=True),
+}
+
+ENGINE = Table(
+    {
+        "name": Text(),
+        **HOST_TERMS,
+        "plan_ahead": Number(closed=True, most=8, whole=True),
+        "defaults": Table(
+            {
+                "scheduler": Text(nullable=True),
+                "token_budget": Number(most=1e7, whole=True, nullable=True),
+                "max_sequences": Number(most=1e6, whole=True, nullable=True),
+                "memory_fraction": Number(most=1, nullable=True),
+            }
+        ),
+        "provenance": Text(),
+        "notes": Text(nullable=True),
+    },
+    {"interval": Table({}, dict.fromkeys(HOST_TERMS, INTERVAL))},
+)
+
+
+def check_device(profile: dict[str, Any], file: str) -> None:
+    """Raise ValueError, one line naming file and key, unless `profile` is a complete and sane device profile."""
+    check(profile, DEVICE, f"{file}: ")
+    if not any(profile["peak_TFLOPs"].values()):
+        raise ValueError(f"{file}: peak_TFLOPs lists no rate at all; at least one format is needed")
+    power = profile["power"]
+    if None not in power.values() and power["idle_W"] >= power["tdp_W"]:
+        raise ValueError(f"{file}: power.idle_W is {power['idle_W']}, allowed: below tdp_W ({power['tdp_W']})")
+    if (power["tdp_W"] is None) != (power["idle_W"] is None):
+        raise ValueError(f"{file}: power.tdp_W and power.idle_W must both be numbers or both null")
+    for group in GROUPS:
+        for number_format, terms in profile["efficiency"][group].items():
+            _check_intervals(terms, f"{file}: efficiency.{group}.{number_format}")
+
+
+def check_engine(profile: dict[str, Any], file: str) -> None:
+    """Raise ValueError, one line naming file and key, unless `profile` is a complete engine profile."""
+    check(profile, ENGINE, f"{file}: ")
+    _check_intervals(profile, f"{file}: engine")
+
+
+def _check_intervals(terms: dict[str, Any], where: str) -> None:
+    for key, (low, high) in terms.get("interval", {}).items():
+        if not low <= terms[key] <= high:
+            raise ValueError(f"{where}.{key} is {terms[key]}, outside its own interval [{low}, {high}]")

@@ -1,0 +1,97 @@
+"""Fused attention as four multiplications: the part of a pass that must be costed anew for every round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+import numpy as np
+
+from sim.analytic.roofline import Bound, combine
+from sim.analytic.tables import Table
+
+__all__ = ["AttentionCost"]
+
+Count = Any
+Evaluate = Callable[[Count, Count, Count], tuple[Bound, Count]]  # (pairs, reads, tokens) -> times, joules
+
+
+@dataclass(frozen=True)
+class AttentionCost:
+    """Seconds and joules of one attention kernel over its layers, linear in pairs, cached reads and tokens.
+
+    A coefficient is seconds (``_s``) or joules (``_J``) per pair, read
+    or token; ``*_tile_*`` are those of K and V read again for each tile. ``spill``: main-memory traffic of
+    activations too large for on-chip memory, from ``spill_from`` tokens on.
+    """
+
+    p: float
+    floor_s: float
+    pair_s: float
+    read_s: float
+    tile_s: float
+    onchip_read_s: float
+    onchip_tile_s: float
+    onchip_token_s: float
+    pair_J: float
+    read_J: float
+    tile_J: float
+    token_J: float
+    spill: Table
+    spill_from: float
+
+    @classmethod
+    def probe(cls, evaluate: Evaluate, spill_from: float) -> AttentionCost | None:
+        """Read the coefficients off ``evaluate``; None if the kernel is not of this form (a variant may change it)."""
+        pair, pair_J = evaluate(1, 0, 0)
+        read, read_J = evaluate(0, 1, 0)
+        token, token_J = evaluate(0, 0, 1)
+        kv_J = read_J * pair.kv_s / read.kv_s if pair.kv_s and read.kv_s else 0.0
+        spill = Table(lambda n: _spilled(evaluate(0, 0, n), n, token_J))
+        part = cls(
+            pair.p, float(np.max(pair.overhead_s)), pair.compute_s, read.kv_s, pair.kv_s,
+            read.onchip_s, pair.onchip_s, token.onchip_s, pair_J - kv_J, read_J, kv_J, token_J, spill, spill_from,
+        )  # fmt: skip
+        return part if part._agrees(evaluate) else None
+
+    def seconds(self, pairs: Count, reads: Count, tokens: Count, token_limit: float = inf) -> Count:
+        """Seconds of the kernel; elementwise over rounds. ``token_limit``: more than any entry of ``tokens``."""
+        memory = reads * self.read_s
+        if self.tile_s:
+            memory = np.maximum(memory, pairs * self.tile_s)
+        if self.spill_from < token_limit:
+            memory = memory + self.spill.seconds(tokens)
+        busy = combine(pairs * self.pair_s, memory, self.p)
+        if self.onchip_read_s:
+            busy = np.maximum(busy, self._onchip_s(pairs, reads, tokens))
+        return busy + self.floor_s * (pairs > 0) if self.floor_s else busy
+
+    def _onchip_s(self, pairs: Count, reads: Count, tokens: Count) -> Count:
+        onchip = reads * self.onchip_read_s
+        if self.onchip_tile_s:
+            onchip = np.maximum(onchip, pairs * self.onchip_tile_s)
+        return onchip + tokens * self.onchip_token_s
+
+    def joules(self, pairs: Count, reads: Count, tokens: Count, token_limit: float = inf) -> Count:
+        """Dynamic joules of the kernel; elementwise over rounds."""
+        moved = np.maximum(reads * self.read_J, pairs * self.tile_J)
+        total = pairs * self.pair_J + moved + tokens * self.token_J
+        return total + self.spill.joules(tokens) if self.spill_from < token_limit else total
+
+    def _agrees(self, evaluate: Evaluate) -> bool:
+        """Whether the formula gives what the ops give, at points off the axes."""
+        points = ((10_007, 1_009, 3), (99_991, 3, 1_013), (5, 5_003, 1))
+        for pairs, reads, tokens in points:
+            bound, energy = evaluate(pairs, reads, tokens)
+            if not np.isclose(self.seconds(pairs, reads, tokens), bound.seconds, rtol=1e-9, atol=0):
+                return False
+            if not np.isclose(self.joules(pairs, reads, tokens), energy, rtol=1e-9, atol=0, equal_nan=True):
+                return False
+        return True
+
+
+def _spilled(evaluated: tuple[Bound, Count], tokens: Count, token_J: float) -> tuple[Count, Count]:
+    bound, energy = evaluated
+    return bound.activations_s, energy - tokens * token_J

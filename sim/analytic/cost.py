@@ -1,0 +1,247 @@
+"""What a pass costs: (shape, device, precision, layout) fixed once, then work -> seconds, joules, bytes, causes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from sim.analytic.attention import AttentionCost
+from sim.analytic.hardware import Device
+from sim.analytic.memory import (
+    DoesNotFit,
+    MemoryBudget,
+    cross_bytes_per_token,
+    kv_bytes_per_token,
+    memory_budget,
+    weight_bytes,
+)
+from sim.analytic.model import ModelShape
+from sim.analytic.ops import Driver, Op, ops
+from sim.analytic.placement import Layout, place, shard
+from sim.analytic.precision import Precision
+from sim.analytic.rewrite import apply
+from sim.analytic.roofline import CAUSES, Bound, hbm_bytes, joules, kernels, on_device, onchip_bytes
+from sim.analytic.tables import Table
+from sim.analytic.work import Work
+
+__all__ = ["CAUSES", "DoesNotFit", "Layout", "MemoryBudget", "PassCost", "memory_budget"]
+
+Array = Any  # float64 array of shape [rounds]; a float where all of the work is ints
+Piece = tuple[Any, tuple[Any, ...]]  # a Table or an AttentionCost, and the columns of the work that it takes
+WorkOf = Callable[[Any, Any, Any], Work]  # (pairs, reads, tokens) -> a pass with nothing else in it
+
+
+class PassCost:
+    """Cost of one forward pass of a model on one device (or on each device of a tensor-parallel group).
+
+    ``variants`` rewrite shape, precision and ops, in order (see sim/variants). ``onchip_claim``: bytes of on-chip
+    memory that something of higher rank holds. All results are elementwise over rounds and have the same bits
+    whether one round is asked for or many. Raises ValueError where the layout does not divide the model.
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        device: Device,
+        precision: Precision | None = None,
+        layout: Layout | None = None,
+        attention: Literal["flash", "standard"] = "flash",
+        variants: Sequence[Any] = (),
+        onchip_claim: float = 0,
+    ) -> None:
+        """Apply variants, cut the shape, place the weights, and prepare what :meth:`seconds` looks up."""
+        precision, layout = precision or Precision(), layout or Layout()
+        shape, precision = apply(variants, "reshape", shape), apply(variants, "reformat", precision)
+        self.shape, self.device, self.precision, self.layout = shape, device, precision, layout
+        self.attention, self.variants = attention, tuple(variants)
+        self.local = shard(shape, layout)
+        self.weight_bytes_by_op = apply(variants, "resident", weight_bytes(self.local, precision))
+        self.bytes_weights: float = sum(self.weight_bytes_by_op.values())
+        self.kv_bytes_per_token: tuple[float, ...] = kv_bytes_per_token(self.local, precision)
+        self.cross_bytes_per_token = cross_bytes_per_token(self.local, precision)
+        self.placement = place(device, self.bytes_weights, onchip_claim)
+        self._tabulate()
+
+    # -- the hot path
+
+    def seconds(self, work: Work) -> Array:
+        """Seconds of each round (elementwise; the engine's host time is not part of it)."""
+        total = self._tokens.seconds(work.tokens) + self._rows.seconds(work.logit_rows)
+        for piece, columns in self._pieces(work):
+            total = total + piece.seconds(*columns)
+        return total + self._loose(work, 0) if self._is_loose else total
+
+    def joules(self, work: Work) -> Array:
+        """Dynamic joules of each round on all devices of the layout; NaN where the device's energy is unknown.
+
+        Static power is for the clock to add.
+        """
+        total = self._tokens.joules(work.tokens) + self._rows.joules(work.logit_rows)
+        for piece, columns in self._pieces(work):
+            total = total + piece.joules(*columns)
+        total = total + self._loose(work, 1) if self._is_loose else total
+        return total * self.layout.devices
+
+    # -- the same from the ops, for reports
+
+    def ops(self, work: Work) -> list[Op]:
+        """The pass as named ops on one device, variants applied."""
+        done = ops(
+            self.local,
+            self.precision,
+            work,
+            attention=self.attention,
+            tile_bytes=self.placement.tile_bytes,
+            tensor=self.layout.tensor,
+        )
+        return apply(self.variants, "rewrite", done, work)
+
+    def workspace_bytes(self, tokens: int, rows: int) -> float:
+        """Memory that the activations of a pass take: the largest op's inputs and outputs, and the logits.
+
+        A lower bound on what engines measure in their profile run.
+        """
+        return max(float(op.activation_bytes) for op in self.ops(Work(tokens, rows, encoder_tokens=tokens)))
+
+    def bounds(self, work: Work) -> list[tuple[list[Op], Bound]]:
+        """Every kernel of the pass with its times."""
+        return [(kernel, on_device(kernel, self.device, self.placement)) for kernel in kernels(self.ops(work))]
+
+    def causes(self, work: Work) -> dict[str, Array]:
+        """Seconds by what bound each kernel (CAUSES); they sum to :meth:`seconds` up to float rounding."""
+        totals: dict[str, Array] = dict.fromkeys(CAUSES, 0.0)
+        for _, bound in self.bounds(work):
+            for cause, seconds in bound.causes().items():
+                totals[cause] = totals[cause] + seconds
+        return totals
+
+    def counts(self, work: Work) -> dict[str, Array]:
+        """Totals of one device: ``flops`` (matrix products), ``vector_flops``, bytes by kind and by level.
+
+        ``weight_bytes``, ``kv_bytes`` and ``activation_bytes`` go through main memory and add up to ``hbm_bytes``.
+        """
+        done = self.ops(work)
+        hbm = [(k[0].layers, hbm_bytes(k, self.placement)) for k in kernels(done)]
+        weights, kv, activations = (_add(layers * b[i] for layers, b in hbm) for i in range(3))
+        return {
+            "flops": _add(op.layers * op.flops for op in done if op.unit == "tensor"),
+            "vector_flops": _add(op.layers * op.flops for op in done if op.unit == "vector"),
+            "weight_bytes": weights,
+            "kv_bytes": kv,
+            "activation_bytes": activations,
+            "hbm_bytes": weights + kv + activations,
+            "onchip_bytes": _add(op.layers * onchip_bytes([op]) for op in done),
+            "link_bytes": _add(op.layers * op.link_bytes for op in done),
+        }
+
+    # -- how the two are tied together: ops are evaluated once for each table and each attention kernel
+
+    def _pieces(self, work: Work) -> Iterator[Piece]:
+        """Everything beyond ``tokens`` and ``logit_rows``, in the order in which it is added up."""
+        limit = len(self._tokens)
+        if work.decode_pairs is not None and work.decode_reads is not None:
+            tokens = work.tokens if work.prefill_pairs is None else work.tokens - work.prefill_tokens
+            for kind, part in self._decode:
+                yield part, (work.decode_pairs[kind], work.decode_reads[kind], tokens, limit)
+            if self._is_latent:
+                yield self._absorb, (tokens,)
+        if work.prefill_pairs is not None and work.prefill_reads is not None:
+            tokens = work.tokens if work.decode_pairs is None else work.prefill_tokens
+            for kind, part in self._prefill:
+                yield part, (work.prefill_pairs[kind], work.prefill_reads[kind], tokens, limit)
+            for kind, table in self._decompress if self._is_latent else ():
+                yield table, (tokens + work.prefill_reads[kind],)
+        if self.local.encoder:
+            yield from self._encoder_pieces(work)
+
+    def _encoder_pieces(self, work: Work) -> Iterator[Piece]:
+        yield self._encoder, (work.encoder_tokens,)
+        for _, part in self._encoder_attention:
+            yield part, (work.encoder_pairs, 0, work.encoder_tokens)
+        yield self._cross_kv, (work.cross_kv_tokens,)
+        for _, part in self._cross:
+            yield part, (work.cross_pairs, work.cross_reads, work.tokens)
+
+    def _tabulate(self) -> None:
+        kinds = range(len(self.local.windows))
+        self._is_latent = any(layer.attention.latent is not None for layer in self.local.layers)
+        self._covered: set[tuple[str, Driver]] = set()
+        self._tokens = self._table("tokens", lambda n: Work(n, 0))
+        self._rows = self._table("rows", lambda n: Work(0, n))
+        self._absorb = self._table("decode_tokens", lambda n: self._half("decode", 0, 0, n))
+        self._decompress = [(k, self._decompress_table(k)) for k in kinds]
+        self._encoder = self._table("encoder", lambda n: Work(0, 0, encoder_tokens=n))
+        self._cross_kv = self._table("cross_kv", lambda n: Work(0, 0, cross_kv_tokens=n))
+        self._decode = self._attention("decode")
+        self._prefill = self._attention("prefill")
+        self._encoder_attention = self._linear(
+            "encoder_pairs", 0, lambda p, _, n: Work(0, 0, encoder_tokens=n, encoder_pairs=p)
+        )
+        self._cross = self._linear("cross", 0, lambda p, r, n: Work(n, 0, cross_pairs=p, cross_reads=r))
+        ones = (1,) * len(kinds)
+        found = {(op.kernel, op.driver) for op in self.ops(Work(2, 1, ones, ones, ones, ones, 1, 1, 1, 1, 1, 1))}
+        self._is_loose = bool(found - self._covered)
+
+    def _half(self, half: str, pairs: Any, reads: Any, tokens: Any) -> Work:
+        """Work of one half alone, the same for every attention kind."""
+        kinds = len(self.local.windows)
+        columns = {f"{half}_pairs": (pairs,) * kinds, f"{half}_reads": (reads,) * kinds}
+        return Work(tokens, 0, **columns, prefill_tokens=tokens if half == "prefill" else 0)
+
+    def _kernels(self, work: Work, driver: Driver) -> list[list[Op]]:
+        return list(kernels(op for op in self.ops(work) if op.driver == driver))
+
+    def _evaluate(self, kernel: Sequence[Op]) -> tuple[Bound, Array]:
+        return on_device(kernel, self.device, self.placement), joules(kernel, self.device, self.placement)
+
+    def _table(self, driver: Driver, work_of: Callable[[Any], Work]) -> Table:
+        """Cost of all the kernels that depend on one column of the work, by its value."""
+
+        def build(counts: Any) -> tuple[Array, Array]:
+            pairs = [self._evaluate(kernel) for kernel in self._kernels(work_of(counts), driver)]
+            return _add(bound.seconds for bound, _ in pairs), _add(energy for _, energy in pairs)
+
+        self._covered |= {(kernel[0].kernel, driver) for kernel in self._kernels(work_of(1), driver)}
+        return Table(build)
+
+    def _decompress_table(self, kind: int) -> Table:
+        return self._table(("decompress", kind), lambda n: self._half("prefill", 0, 0, n))
+
+    def _attention(self, half: str) -> list[tuple[int, AttentionCost]]:
+        """(kind, cost) of the attention kernels of one half."""
+        kinds = range(len(self.local.windows))
+        found = [self._linear((half, k), k, lambda p, r, n: self._half(half, p, r, n)) for k in kinds]
+        return [part for parts in found for part in parts]
+
+    def _linear(self, driver: Driver, kind: int, work_of: WorkOf) -> list[tuple[int, AttentionCost]]:
+        """The kernels of ``driver`` that are linear in the work; what is not is left to :meth:`_loose`."""
+        parts = []
+        for i, kernel in enumerate(self._kernels(work_of(1, 1, 1), driver)):
+            part = AttentionCost.probe(self._probe(driver, i, work_of), self._spill_from(driver, i, work_of))
+            if part is not None:
+                parts.append((kind, part))
+                self._covered.add((kernel[0].kernel, driver))
+        return parts
+
+    def _probe(self, driver: Driver, index: int, work_of: WorkOf) -> Callable[[Any, Any, Any], tuple[Bound, Array]]:
+        return lambda p, r, n: self._evaluate(self._kernels(work_of(p, r, n), driver)[index])
+
+    def _spill_from(self, driver: Driver, index: int, work_of: WorkOf) -> float:
+        """Tokens from which some op of the kernel has more activations than fit on chip."""
+        widest = max(float(op.activation_bytes) for op in self._kernels(work_of(0, 0, 1), driver)[index])
+        return self.placement.free_bytes / widest if widest else float("inf")
+
+    def _loose(self, work: Work, column: int) -> Array:
+        """Seconds (column 0) or joules (1) of kernels that no table covers: standard attention, odd variants."""
+        rest = (op for op in self.ops(work) if (op.kernel, op.driver) not in self._covered)
+        return _add((bound.seconds, energy)[column] for bound, energy in map(self._evaluate, kernels(rest)))
+
+
+def _add(terms: Iterable[Array]) -> Array:
+    """Terms added left to right, in the order written; 0.0 for none."""
+    total: Array = np.float64(0.0)
+    for term in terms:
+        total = total + term
+    return total

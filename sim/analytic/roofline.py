@@ -1,0 +1,191 @@
+"""One fused kernel on one device: seconds, joules and what bound it, from its ops (reference: roofline model)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from math import inf
+from typing import Any
+
+import numpy as np
+
+from sim.analytic.hardware import Device, Terms
+from sim.analytic.ops import Op
+from sim.analytic.placement import Placement
+
+__all__ = ["CAUSES", "Bound", "combine", "joules", "kernels", "on_device"]
+
+Count = Any
+CAUSES = ("weights", "kv", "activations", "compute", "onchip", "link", "overhead")
+
+
+def combine(a: Count, b: Count, p: float) -> Count:
+    """Overlap of two times: the larger (p infinite), their sum (p = 1), else ``(a^p + b^p)^(1/p)``.
+
+    Written as ``m * (1 + (min/max)^p)^(1/p)``, which does not underflow; elementwise, the same bits for any length.
+    """
+    if p == inf:
+        return np.maximum(a, b)
+    if p == 1:
+        return a + b
+    high, low = np.maximum(a, b), np.minimum(a, b)
+    ratio = low / np.maximum(high, 1e-300)
+    return high * np.power(1.0 + np.power(ratio, p), 1.0 / p)
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The times that one kernel would take if only one thing limited it, over all its layers, in seconds.
+
+    ``weights_s``, ``kv_s``, ``activations_s`` share the main memory and add up to ``memory_s``. ``overhead_s`` is
+    the launch floor and the per-kernel terms that nothing overlaps. ``p`` is the overlap of compute and memory.
+    """
+
+    compute_s: Count
+    weights_s: Count
+    kv_s: Count
+    activations_s: Count
+    onchip_s: Count
+    link_s: Count
+    overhead_s: Count
+    p: float
+
+    @property
+    def memory_s(self) -> Count:
+        """Seconds of main-memory traffic."""
+        return self.weights_s + self.kv_s + self.activations_s
+
+    @property
+    def seconds(self) -> Count:
+        """Seconds of the kernel: compute and memory combined, not below on-chip or link time, plus overhead."""
+        return self._busy() + self.overhead_s
+
+    def _busy(self) -> Count:
+        roof = combine(self.compute_s, self.memory_s, self.p)
+        return np.maximum(np.maximum(roof, self.onchip_s), self.link_s)
+
+    def causes(self) -> dict[str, Count]:
+        """The kernel's seconds by what bound it (CAUSES); memory time is split by what was moved."""
+        busy, memory = self._busy(), self.memory_s
+        by_memory = (memory > self.compute_s) & (memory >= self.onchip_s) & (memory >= self.link_s)
+        by_onchip = ~by_memory & (self.onchip_s > self.compute_s) & (self.onchip_s >= self.link_s)
+        by_link = ~by_memory & ~by_onchip & (self.link_s > self.compute_s)
+        by_compute = ~(by_memory | by_onchip | by_link)
+        scale = by_memory * busy / np.maximum(memory, 1e-300)
+        return {
+            "weights": self.weights_s * scale,
+            "kv": self.kv_s * scale,
+            "activations": self.activations_s * scale,
+            "compute": by_compute * busy,
+            "onchip": by_onchip * busy,
+            "link": by_link * busy,
+            "overhead": self.overhead_s,
+        }
+
+
+def kernels(ops: Iterable[Op]) -> Iterator[list[Op]]:
+    """Ops grouped into the kernels they run in, in order."""
+    for _, group in groupby(ops, key=lambda op: (op.kernel, op.driver)):
+        yield list(group)
+
+
+def on_device(kernel: Sequence[Op], device: Device, place: Placement) -> Bound:
+    """Times of one kernel on one device. Shapes: those of the ops' counts."""
+    main = next((op for op in kernel if op.unit == "tensor"), kernel[0])
+    if main.unit == "link":
+        return _collective(main, device)
+    terms = terms_of(main, device)
+    weights, kv, activations = hbm_bytes(kernel, place)
+    layers, memory_Bps = main.layers, device.memory_Bps * terms.memory_efficiency
+    work = _sum(op.flops for op in kernel) + onchip_bytes(kernel)
+    return Bound(
+        compute_s=layers * compute_seconds(kernel, device),
+        weights_s=layers * weights / memory_Bps,
+        kv_s=layers * kv / memory_Bps,
+        activations_s=layers * activations / memory_Bps,
+        onchip_s=layers * onchip_bytes(kernel) / (device.onchip.bandwidth_Bps or inf),
+        link_s=0.0 * work,
+        overhead_s=layers * _overhead(main, terms, device) * (np.asarray(work) > 0),
+        p=terms.overlap_p,
+    )
+
+
+def terms_of(op: Op, device: Device) -> Terms:
+    """The device's fitted terms for the op's kind of kernel, in the format that the device computes in."""
+    used = device.vector_flops().used_format if op.unit != "tensor" else device.peak_flops(op.format).used_format
+    group: Any = getattr(device, op.terms)
+    terms: Terms = group[used]
+    return terms
+
+
+def compute_seconds(kernel: Sequence[Op], device: Device) -> Count:
+    """Seconds of one layer's arithmetic: matrix and vector units work side by side, the slower one counts."""
+    tensor = _sum(op.flops / _rate(op, device) for op in kernel if op.unit == "tensor")
+    vector = _sum(op.flops / _rate(op, device) for op in kernel if op.unit == "vector")
+    return np.maximum(tensor, vector)
+
+
+def hbm_bytes(kernel: Sequence[Op], place: Placement) -> tuple[Count, Count, Count]:
+    """Main-memory bytes of one layer: (weights, KV, activations)."""
+    weights = _sum(0.0 * op.weight_bytes if place.resident else op.weight_bytes for op in kernel)
+    kv = _sum(op.kv_read_bytes + op.kv_write_bytes for op in kernel)
+    return weights, kv, _sum(spilled_bytes(op, place) for op in kernel)
+
+
+def spilled_bytes(op: Op, place: Placement) -> Count:
+    """Activation bytes that go through main memory: all of an op's, if they exceed the free on-chip memory."""
+    return op.activation_bytes * (np.asarray(op.activation_bytes) > place.free_bytes)
+
+
+def onchip_bytes(kernel: Sequence[Op]) -> Count:
+    """Bytes that enter or leave the compute units, wherever they come from."""
+    return _sum(op.weight_bytes + op.kv_read_bytes + op.kv_write_bytes + op.activation_bytes for op in kernel)
+
+
+def joules(kernel: Sequence[Op], device: Device, place: Placement) -> Count:
+    """Dynamic joules of one kernel over its layers: FLOPs by format and bytes by level (static power: the clock's).
+
+    NaN where the device's energy is unknown.
+    """
+    energy = device.energy
+    if energy is None:
+        return float("nan") * _sum(op.flops for op in kernel)
+    weights, kv, activations = hbm_bytes(kernel, place)
+    flops_J = _sum(op.flops * energy.joules_per_flop(_used(op, device)) for op in kernel if op.unit != "link")
+    bytes_J = (weights + kv + activations) * energy.memory_byte_J + onchip_bytes(kernel) * energy.onchip_byte_J
+    link_J = _sum(op.link_bytes for op in kernel) * energy.link_byte_J
+    return kernel[0].layers * (flops_J + bytes_J + link_J)
+
+
+def _collective(op: Op, device: Device) -> Bound:
+    link = device.link
+    if link.bandwidth_Bps is None:
+        raise ValueError(f"{device.name}: link.bandwidth_GBps is unknown, so tensor parallelism cannot be timed")
+    zero = 0.0 * op.link_bytes
+    seconds = op.layers * op.link_bytes / (link.bandwidth_Bps * link.efficiency)
+    floor = op.layers * link.latency_s * (np.asarray(op.link_bytes) > 0)
+    return Bound(zero, zero, zero, zero, zero, seconds, floor, inf)
+
+
+def _overhead(op: Op, terms: Terms, device: Device) -> Count:
+    """Seconds that nothing overlaps: launch floor, quantising the inputs, long dot products."""
+    quantise = op.inputs * (terms.quantise / device.memory_Bps)
+    return terms.floor_s + quantise + terms.depth_s * op.inner / 4096
+
+
+def _rate(op: Op, device: Device) -> float:
+    peak = device.peak_flops(op.format) if op.unit == "tensor" else device.vector_flops()
+    return peak.flops * terms_of(op, device).compute_efficiency
+
+
+def _used(op: Op, device: Device) -> str:
+    return device.peak_flops(op.format).used_format if op.unit == "tensor" else device.vector_flops().used_format
+
+
+def _sum(terms: Iterable[Count]) -> Count:
+    """Terms added left to right; 0.0 for none."""
+    total: Count = 0.0
+    for term in terms:
+        total = total + term
+    return total

@@ -1,0 +1,249 @@
+"""From names to things: what a scenario asks for, looked up, checked against each other, and put together.
+
+Everything that can be wrong with a scenario is found here or in ``sim/scenario.py``, before the clock starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import hardware_profiles
+from sim.analytic.config import shape_from_config
+from sim.analytic.cost import Layout, MemoryBudget, PassCost, memory_budget
+from sim.analytic.hardware import Device, Engine
+from sim.analytic.model import ModelShape
+from sim.analytic.precision import Precision, number_format
+from sim.plugin import build, discover
+from sim.policies import Policy, Windows
+from sim.routers import Router
+from sim.scenario import Scenario
+from sim.schedulers import Scheduler
+from sim.serving.kv import KvBudget, Span
+from sim.serving.luck import Luck
+from sim.serving.replica import Setup
+from sim.serving.rounds import Rounds
+from workloads import models
+
+DEFAULT_SCHEDULER = "chunked"
+DEFAULT_MEMORY_FRACTION = 0.9
+
+
+@dataclass(frozen=True)
+class Built:
+    """A scenario and the objects it names; ``shapes`` and ``costs`` have the target first, then the drafts."""
+
+    scenario: Scenario
+    shapes: tuple[ModelShape, ...]
+    device: Device
+    engine: Engine
+    precision: Precision
+    layout: Layout
+    policy: Policy
+    scheduler: Scheduler
+    router: Router
+    costs: tuple[PassCost, ...]
+    budget: MemoryBudget
+    setup: Setup
+
+
+def build_scenario(scenario: Scenario, stepping: bool = False) -> Built:
+    """Look up and put together. Raises ValueError naming key and value, DoesNotFit with the arithmetic."""
+    target = load_shape(scenario.model, "model")
+    if not target.layers or target.encoder:
+        raise ValueError(
+            f"model: {target.name} has an encoder; a run serves decoder-only models (explain and roofline take it)"
+        )
+    device = load_device(scenario.hardware)
+    engine = load_engine(scenario.engine)
+    policy = build("sim.policies", "policy", _with_draft(scenario.policy, target))
+    shapes = (target, *(_draft_shape(name, target) for name in policy.drafts))
+    precision = load_precision(scenario)
+    layout = Layout(**scenario.layout.model_dump())
+    variants = [build("sim.variants", f"variants[{i}]", _variant(v)) for i, v in enumerate(scenario.variants)]
+    costs = _costs(shapes, device, precision, layout, variants)
+    scheduler = _scheduler(scenario, engine)
+    budget = _budget(scenario, engine, device, costs, scheduler)
+    setup = _setup(scenario, shapes, policy, scheduler, engine, costs, budget, stepping)
+    setup.scheduler.decode_seats(policy.tokens_per_round)
+    resolved = scenario.model_copy(
+        update={
+            "policy": _spelled(policy),
+            "scheduler": _spelled(scheduler),
+            "kv": scenario.kv.model_copy(update={"memory_fraction": _fraction(scenario, engine)}),
+        }
+    )
+    router = build("sim.routers", "router", scenario.router)
+    return Built(
+        resolved, shapes, device, engine, precision, layout, policy, scheduler, router, costs, budget, setup
+    )
+
+
+def load_shape(name: str, key: str) -> ModelShape:
+    """The shape of a shipped model or of a config.json. Raises ValueError naming the key."""
+    try:
+        return shape_from_config(*models.find(name))
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+
+
+def load_device(name: str) -> Device:
+    """The device of a shipped profile or of a file. Raises ValueError naming ``hardware``."""
+    try:
+        return Device.from_profile(hardware_profiles.load(name))
+    except ValueError as error:
+        raise ValueError(f"hardware: {error}") from None
+
+
+def load_engine(name: str) -> Engine:
+    """The engine of a shipped profile or of a file. Raises ValueError naming ``engine``."""
+    try:
+        return Engine.from_profile(hardware_profiles.engine(name))
+    except ValueError as error:
+        raise ValueError(f"engine: {error}") from None
+
+
+def load_precision(scenario: Scenario) -> Precision:
+    """Number formats of the scenario. Raises ValueError naming the key."""
+    said = scenario.precision.model_dump()
+    return Precision(**{key: number_format(value, key).name for key, value in said.items()})
+
+
+def _with_draft(spec: Any, target: ModelShape) -> Any:
+    """``draft: auto`` stands for the smallest shipped model that shares the target's vocabulary."""
+    options = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
+    if options.get("draft", "auto" if options.get("name") == "speculative" else None) != "auto":
+        return spec
+    shapes = (load_shape(name, "policy.draft") for name in models.names())
+    fit = [s for s in shapes if s.vocab == target.vocab and s.total_parameters * 4 <= target.total_parameters and s.layers]
+    if not fit:
+        raise ValueError(f"policy.draft: auto finds no shipped model with the {target.vocab} tokens of {target.name}")
+    return {**options, "draft": min(fit, key=lambda s: s.total_parameters).name}
+
+
+def _draft_shape(name: str, target: ModelShape) -> ModelShape:
+    draft = load_shape(name, "policy.draft")
+    if not draft.layers or draft.encoder:
+        raise ValueError(f"policy.draft: {name} is not a decoder-only model")
+    if abs(draft.vocab - target.vocab) > 0.01 * target.vocab:
+        raise ValueError(
+            f"policy.draft: {name} has a vocabulary of {draft.vocab} tokens and {target.name} one of {target.vocab}; "
+            "a draft must share the target's"
+        )
+    return draft
+
+
+def _variant(spec: Any) -> Any:
+    """``{quantization: {bits: 4}}`` as name and options."""
+    if isinstance(spec, Mapping) and len(spec) == 1 and "name" not in spec:
+        name, options = next(iter(spec.items()))
+        return {"name": name, **(options or {})}
+    return spec
+
+
+def _costs(
+    shapes: tuple[ModelShape, ...], device: Device, precision: Precision, layout: Layout, variants: list[Any]
+) -> tuple[PassCost, ...]:
+    """The drafts claim on-chip memory first: they are the small ones, and they run most often."""
+    costs: list[PassCost] = []
+    claim = 0.0
+    for shape in reversed(shapes):
+        cost = PassCost(shape, device, precision, layout, variants=variants if shape is shapes[0] else ())
+        if claim:
+            cost = PassCost(shape, device, precision, layout, variants=cost.variants, onchip_claim=claim)
+        claim += cost.bytes_weights if cost.placement.weights_onchip else 0.0
+        costs.append(cost)
+    return tuple(reversed(costs))
+
+
+def _scheduler(scenario: Scenario, engine: Engine) -> Scheduler:
+    """Scenario over engine profile over default, option by option."""
+    said = scenario.scheduler or engine.scheduler or DEFAULT_SCHEDULER
+    options = dict(said) if isinstance(said, Mapping) else {"name": said}
+    known = discover("sim.schedulers").get(str(options.get("name", DEFAULT_SCHEDULER)))
+    options.setdefault("name", engine.scheduler or DEFAULT_SCHEDULER)
+    for key in ("token_budget", "max_sequences"):
+        value = getattr(engine, key)
+        if value is not None and known is not None and key in {f.name for f in fields(known)}:
+            options.setdefault(key, value)
+    scheduler: Scheduler = build("sim.schedulers", "scheduler", options)
+    return scheduler
+
+
+def _fraction(scenario: Scenario, engine: Engine) -> float:
+    return scenario.kv.memory_fraction or engine.memory_fraction or DEFAULT_MEMORY_FRACTION
+
+
+def _budget(
+    scenario: Scenario, engine: Engine, device: Device, costs: tuple[PassCost, ...], scheduler: Scheduler
+) -> MemoryBudget:
+    """Memory of one device of the replica; the workspace holds the widest activations of a full round."""
+    tokens = getattr(scheduler, "token_budget", getattr(scheduler, "max_sequences", 256))
+    return memory_budget(
+        device.name,
+        device.memory_bytes,
+        costs[0].bytes_weights,
+        draft_bytes=sum(c.bytes_weights for c in costs[1:]),
+        workspace_bytes=max(_workspace_bytes(c, tokens) for c in costs),
+        memory_fraction=_fraction(scenario, engine),
+    )
+
+
+def _workspace_bytes(cost: PassCost, tokens: int) -> float:
+    """The residual stream, and the widest layer's input and output, of one full round in 16 bits."""
+    shape = cost.local
+    widest = max(
+        max(layer.ffn.width * layer.ffn.up_factor * max(1, layer.ffn.experts_per_token) for layer in shape.layers),
+        max(layer.attention.heads * layer.attention.head_dim for layer in shape.layers),
+    )
+    return float(tokens * (2 * shape.d_model + widest) * 2)
+
+
+def _setup(
+    scenario: Scenario,
+    shapes: tuple[ModelShape, ...],
+    policy: Policy,
+    scheduler: Scheduler,
+    engine: Engine,
+    costs: tuple[PassCost, ...],
+    budget: MemoryBudget,
+    stepping: bool,
+) -> Setup:
+    windows: tuple[Windows, ...] = tuple(shape.windows for shape in shapes)
+    max_context = shapes[0].max_context
+    reserve = scenario.kv.reserve_tokens
+    if reserve is not None and reserve < 2:
+        raise ValueError(f"kv.reserve_tokens: {reserve} leaves no room for a prompt and a token")
+    kv = KvBudget(
+        int(budget.kv_pool_bytes),
+        _spans(costs),
+        block_tokens=scenario.kv.block_tokens,
+        mode=scenario.kv.mode,
+        reserve_tokens=reserve or max_context,
+        watermark=scenario.kv.watermark,
+        lookahead=policy.tokens_per_round,
+    )
+    rounds = Rounds(policy, costs, engine, windows, len(shapes[0].layers))
+    if scenario.kv.mode == "reserved":
+        max_context = min(max_context, kv.reserve_tokens - policy.tokens_per_round + 1)
+    return Setup(rounds, policy, windows, scheduler, kv, Luck(scenario.seed), max_context, stepping)
+
+
+def _spans(costs: tuple[PassCost, ...]) -> tuple[Span, ...]:
+    """One pool for every model and attention kind; bytes a token are rounded up to whole ones."""
+    return tuple(
+        Span(-int(-size // 1), window)
+        for cost in costs
+        for size, window in zip(cost.kv_bytes_per_token, cost.shape.windows, strict=True)
+    )
+
+
+def _spelled(plugin: Any) -> dict[str, Any]:
+    """A plug-in as a scenario would name it, every option written out."""
+    return {"name": plugin.name, **{f.name: getattr(plugin, f.name) for f in fields(plugin)}}
+
+
+def with_seed(scenario: Scenario, seed: int) -> Scenario:
+    """The same scenario under other luck."""
+    return scenario.model_copy(update={"seed": seed})

@@ -1,0 +1,183 @@
+"""Run a scenario: ``simulate(Scenario.load("x.yaml"))`` gives a :class:`Result`."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sim.build import Built, build_scenario
+from sim.request import Request
+from sim.scenario import Scenario
+from sim.serving.cluster import ClosedLoop, Cluster
+from sim.serving.record import Recorder
+from workloads import Columns, TraceError, lengths, workload
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CLOSED_KEYS = ("concurrency", "think_time_s", "think_time")
+
+
+@dataclass
+class Result:
+    """What a run left: flat tables in ``recorder``, everything else derived from them on demand.
+
+    ``complete`` is False when the run was interrupted or its trace was damaged; ``notes`` says what happened.
+    """
+
+    built: Built
+    recorder: Recorder
+    events: int
+    cpu_s: float
+    wall_s: float
+    peak_memory_bytes: int
+    complete: bool = True
+    notes: list[str] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def scenario(self) -> Scenario:
+        """The scenario as resolved."""
+        return self.built.scenario
+
+    @cached_property
+    def requests(self) -> pd.DataFrame:
+        """One row a request, sorted by id; columns as in ``requests.parquet``."""
+        import pandas as pd
+
+        from analysis.requests import request_columns
+
+        return pd.DataFrame(request_columns(self))
+
+    @cached_property
+    def rounds(self) -> pd.DataFrame:
+        """One row a leap of ``n_rounds`` equal rounds; columns as in ``rounds.parquet``."""
+        import pandas as pd
+
+        from analysis.rounds import round_columns
+
+        return pd.DataFrame(round_columns(self))
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """Everything in ``summary.json``."""
+        from analysis.metrics import metrics
+
+        return metrics(self)
+
+    def summary(self) -> pd.DataFrame:
+        """Mean, p50, p90 and p99 of TTFT, TPOT, ITL and E2EL in milliseconds, one row each."""
+        import pandas as pd
+
+        return pd.DataFrame(self.metrics["latency"]).T
+
+    def save(self, folder: str, **options: Any) -> str:
+        """Write the result folder, beside and then renamed; returns its path. Raises ValueError."""
+        from analysis.store import save
+
+        return save(self, folder, **options)
+
+
+def simulate(
+    scenario: Scenario | Built, *, progress: Callable[[int], None] | None = None, stepping: bool = False
+) -> Result:
+    """Run to the end. ``progress`` is called with the number of requests that have arrived.
+
+    Ctrl-C ends the run after the present event and the result says so. Raises ValueError for a scenario that makes
+    no sense and DoesNotFit for one that cannot run.
+    """
+    built = scenario if isinstance(scenario, Built) else build_scenario(scenario, stepping)
+    cpu_s, wall_s = time.process_time(), time.perf_counter()
+    traffic = _Traffic(built.scenario)
+    cluster = Cluster(built.setup, built.scenario.replicas, built.router, traffic.arrivals(), progress)
+    with _Interruptible(cluster) as interruption:
+        recorder = cluster.run()
+    notes = [*traffic.notes, *interruption.notes]
+    return Result(
+        built,
+        recorder,
+        cluster.events,
+        time.process_time() - cpu_s,
+        time.perf_counter() - wall_s,
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        complete=not notes,
+        notes=notes,
+        dropped=traffic.dropped,
+    )
+
+
+class _Traffic:
+    """The scenario's workload as requests; a damaged trace ends the stream and leaves a note."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.spec = {k: v for k, v in scenario.workload.items() if v is not None}
+        self.seed = scenario.seed
+        self.notes: list[str] = []
+        self.dropped: Counter[str] = Counter()
+
+    def arrivals(self) -> Iterator[Request] | ClosedLoop:
+        if "concurrency" in self.spec:
+            return self._closed()
+        return self._requests(workload(self.spec, self.seed))
+
+    def _closed(self) -> ClosedLoop:
+        stream = lengths(self.spec, self.seed)
+        if "requests" not in self.spec and "trace" not in self.spec:
+            raise ValueError("workload: requests: missing: a closed loop needs to know when it is over")
+        requests = list(self._requests(stream))
+        return ClosedLoop(
+            requests,
+            int(self.spec["concurrency"]),
+            float(self.spec.get("think_time_s", 0.0)),
+            bool(self.spec.get("think_time_exponential", False)),
+        )
+
+    def _requests(self, chunks: Iterator[Columns]) -> Iterator[Request]:
+        number = 0
+        try:
+            for chunk in chunks:
+                for row in zip(*_lists(chunk), strict=True):
+                    yield Request(number, *row)
+                    number += 1
+        except TraceError as error:
+            self.notes.append(f"the trace ended early: {error}")
+
+
+def _lists(chunk: Columns) -> list[list[int]]:
+    """arrival, prompt, output, samples, priority, session as lists of Python integers."""
+    n = len(chunk.arrival_ns)
+    samples = chunk.samples if chunk.samples is not None else np.ones(n, dtype=np.int64)
+    priority = chunk.priority if chunk.priority is not None else np.zeros(n, dtype=np.int64)
+    session = chunk.session if chunk.session is not None else np.full(n, -1)
+    columns = (chunk.arrival_ns, chunk.prompt_tokens, chunk.output_tokens, samples, priority, session)
+    return [column.tolist() for column in columns]
+
+
+class _Interruptible:
+    """Ctrl-C asks the cluster to stop between two events, so that no fact is half recorded."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster, self.notes = cluster, list[str]()
+        self.installed = threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> _Interruptible:
+        if self.installed:
+            self.previous = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def _interrupt(self, *_: Any) -> None:
+        self.notes.append("interrupted: requests under way are marked partial")
+        self.cluster.stop()
+
+    def __exit__(self, *_: Any) -> None:
+        if self.installed:
+            signal.signal(signal.SIGINT, self.previous)

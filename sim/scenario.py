@@ -1,0 +1,231 @@
+"""A scenario: what runs how on which hardware under which traffic, in one YAML file.
+
+Names and shapes of every key are checked here, before any clock starts; what a name stands for is looked up in
+``sim/build.py``. Precedence: scenario over engine profile over default.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from os import PathLike
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from hardware_profiles.strict_yaml import read
+from sim.plugin import suggest
+
+Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Choice = str | dict[str, Any]
+
+
+class _Part(BaseModel):
+    """Unknown keys fail; values are what they say they are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flags_for_numbers(cls, value: Any, info: Any) -> Any:
+        wanted = cls.model_fields[info.field_name].annotation if info.field_name else None
+        if isinstance(value, bool) and wanted is not bool:
+            raise ValueError("a yes or no where something else belongs")
+        return value
+
+
+class LayoutPart(_Part):
+    """How many devices share one replica's model, and in which way."""
+
+    tensor: Count = 1
+    pipeline: Count = 1
+    data: Count = 1
+
+
+class PrecisionPart(_Part):
+    """Number formats of weights, activations and KV cache."""
+
+    weights: str = "bf16"
+    activations: str = "bf16"
+    kv: str = "bf16"
+
+
+class KvPart(_Part):
+    """The KV cache: paged in blocks, or a maximum length reserved for every sequence.
+
+    ``memory_fraction`` of the device's memory is the engine's; ``watermark`` is the share of KV memory that admission
+    leaves free; ``reserve_tokens`` is what ``reserved`` sets aside for a sequence (null: the model's longest context).
+    """
+
+    mode: Literal["paged", "reserved"] = "paged"
+    block_tokens: Annotated[int, Field(strict=True, ge=1, le=4096)] = 16
+    memory_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    watermark: Fraction = 0.0
+    reserve_tokens: Count | None = None
+
+
+class SloPart(_Part):
+    """What was promised: milliseconds at a percentile of requests; null promises nothing."""
+
+    ttft_ms: Positive | None = None
+    tpot_ms: Positive | None = None
+    e2el_ms: Positive | None = None
+    percentile: Annotated[float, Field(gt=0, lt=100)] = 99
+
+
+class Scenario(_Part):
+    """One experiment. ``Scenario.load("file.yaml")``, or by keywords; ``simulate`` runs it."""
+
+    model: str
+    hardware: str
+    engine: str = "ideal"
+    layout: LayoutPart = LayoutPart()
+    precision: PrecisionPart = PrecisionPart()
+    variants: list[Choice] = Field(default_factory=list)
+    policy: Choice = "autoregressive"
+    scheduler: Choice | None = None
+    kv: KvPart = KvPart()
+    replicas: Count = 1
+    router: Choice = "round_robin"
+    workload: dict[str, Any]
+    slo: SloPart = SloPart()
+    warmup_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    seed: Annotated[int, Field(strict=True, ge=0, lt=1 << 63)] = 0
+
+    @classmethod
+    def load(cls, name_or_path: str | PathLike[str], settings: Iterable[str] = ()) -> Scenario:
+        """The scenario in a YAML file, or a shipped one by name; ``settings`` are ``key.path=value`` overrides.
+
+        Raises ValueError, one line naming file, key, value and what is allowed.
+        """
+        file, label = _locate(str(name_or_path))
+        data = read(file, label)
+        for setting in settings:
+            override(data, setting)
+        return cls.parse(data, label, base=Path(label).parent if isinstance(file, Path) else None)
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any], label: str = "scenario", base: Path | None = None) -> Scenario:
+        """Check a mapping; paths in it are relative to ``base``. Raises ValueError, one line."""
+        try:
+            scenario = cls.model_validate(_absolute(data, base))
+        except ValidationError as error:
+            raise ValueError(f"{label}: {_one_line(error)}") from None
+        return scenario
+
+    def with_settings(self, settings: Iterable[str]) -> Scenario:
+        """A copy with ``key.path=value`` overrides. Raises ValueError."""
+        data = self.model_dump(exclude_unset=True)
+        for setting in settings:
+            override(data, setting)
+        return Scenario.parse(data, "--set")
+
+    def to_yaml(self) -> str:
+        """The scenario as YAML, every default written out."""
+        return yaml.safe_dump(_plain(self.model_dump()), sort_keys=False, allow_unicode=True)
+
+
+def shipped_scenarios() -> dict[str, Traversable]:
+    """Scenarios that come with the package, by name."""
+    folder = files("workloads") / "scenarios"
+    found = (f for f in folder.iterdir() if f.name.endswith(".yaml")) if folder.is_dir() else ()
+    return {f.name.removesuffix(".yaml"): f for f in sorted(found, key=lambda f: f.name)}
+
+
+def override(data: dict[str, Any], setting: str) -> None:
+    """Apply ``key.path=value`` (the value is YAML) to a scenario's mapping. Raises ValueError."""
+    path, equals, text = setting.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ValueError(f"--set {setting[:80]!r}: must be key=value, as in --set workload.rate_scale=2")
+    try:
+        value = yaml.safe_load(text) if len(text) < 10_000 else text
+    except yaml.YAMLError:
+        raise ValueError(f"--set {path}: {text[:60]!r} is not a YAML value") from None
+    for key in keys[:-1]:
+        inner = data.get(key)
+        if isinstance(inner, str) and key in ("policy", "scheduler", "router"):
+            inner = {"name": inner}
+        if inner is not None and not isinstance(inner, dict):
+            raise ValueError(f"--set {path}: {key} holds {inner!r}, which has no keys")
+        data[key] = dict(inner or {})
+        data = data[key]
+    data[keys[-1]] = value
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of a scenario, for editors."""
+    out = Scenario.model_json_schema()
+    out["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    out["title"] = "decodesim scenario"
+    return out
+
+
+def _locate(name: str) -> tuple[Traversable, str]:
+    path = Path(name)
+    if name.endswith((".yaml", ".yml")) or path.is_file():
+        return path, name
+    known = shipped_scenarios()
+    if name in known:
+        return known[name], name
+    if "/" in name or path.exists():
+        raise ValueError(f"{name}: a scenario is a YAML file or one of {', '.join(known)}")
+    raise ValueError(f"no scenario {name[:80]!r}: a YAML file or one of {', '.join(known)}{suggest(name, known)}")
+
+
+def _absolute(data: Mapping[str, Any], base: Path | None) -> dict[str, Any]:
+    """Paths of files named in a scenario are relative to that scenario."""
+    out = dict(data)
+    if base is None:
+        return out
+    for key in ("model", "hardware", "engine"):
+        value = out.get(key)
+        if isinstance(value, str) and ("/" in value or value.endswith((".json", ".yaml"))):
+            out[key] = str(base / value)
+    workload = out.get("workload")
+    if isinstance(workload, Mapping) and isinstance(workload.get("trace"), str) and "/" in workload["trace"]:
+        out["workload"] = {**workload, "trace": str(base / workload["trace"])}
+    return out
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"] if part not in ("str", "dict[str,any]")]
+    key, kind = ".".join(path), first["type"]
+    if kind == "extra_forbidden":
+        allowed = _fields_at(path[:-1])
+        return f"{key}: unknown key; allowed here: {', '.join(allowed)}{suggest(path[-1], allowed)}"
+    if kind == "missing":
+        return f"{key}: missing; every scenario needs model, hardware and workload"
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    return f"{key}: {str(first.get('input'))[:80]!r}: {message[:1].lower()}{message[1:]}"
+
+
+def _fields_at(path: list[str]) -> list[str]:
+    model: type[BaseModel] = Scenario
+    for key in path:
+        inner = model.model_fields[key].annotation
+        assert isinstance(inner, type) and issubclass(inner, BaseModel)
+        model = inner
+    return list(model.model_fields)
+
+
+def _plain(value: Any) -> Any:
+    """Plain YAML values; infinity as the word that a scenario uses for it."""
+    if isinstance(value, float) and math.isinf(value):
+        return "inf"
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list) else value
+
+
+def dump_json(value: Any) -> str:
+    """JSON with sorted nothing and nothing infinite: infinities become the word."""
+    return json.dumps(_plain(value), indent=2, allow_nan=False)
