@@ -152,7 +152,7 @@ def _costs(
         cost = PassCost(shape, device, precision, layout, variants=variants if shape is shapes[0] else ())
         if claim:
             cost = PassCost(shape, device, precision, layout, variants=cost.variants, onchip_claim=claim)
-        claim += cost.bytes_weights if cost.placement.weights_onchip else 0.0
+        claim += cost.bytes_weights if cost.placement.resident else 0.0
         costs.append(cost)
     return tuple(reversed(costs))
 

@@ -21,6 +21,7 @@ from sim.analytic.model import ModelShape
 from sim.analytic.ops import Driver, Op, ops
 from sim.analytic.placement import Layout, place, shard
 from sim.analytic.precision import Precision
+from sim.analytic.product import ProductCost
 from sim.analytic.rewrite import apply
 from sim.analytic.roofline import CAUSES, Bound, hbm_bytes, joules, kernels, on_device, onchip_bytes
 from sim.analytic.tables import Table
@@ -29,7 +30,7 @@ from sim.analytic.work import Work
 __all__ = ["CAUSES", "DoesNotFit", "Layout", "MemoryBudget", "PassCost", "memory_budget"]
 
 Array = Any  # float64 array of shape [rounds]; a float where all of the work is ints
-Piece = tuple[Any, tuple[Any, ...]]  # a Table or an AttentionCost, and the columns of the work that it takes
+Piece = tuple[Any, tuple[Any, ...]]  # a Table, AttentionCost or ProductCost, and the columns of the work that it takes
 WorkOf = Callable[[Any, Any, Any], Work]  # (pairs, reads, tokens) -> a pass with nothing else in it
 
 
@@ -151,8 +152,8 @@ class PassCost:
             tokens = work.tokens if work.decode_pairs is None else work.prefill_tokens
             for kind, part in self._prefill:
                 yield part, (work.prefill_pairs[kind], work.prefill_reads[kind], tokens, limit)
-            for kind, table in self._decompress if self._is_latent else ():
-                yield table, (tokens + work.prefill_reads[kind],)
+            for kind, product in self._decompress:
+                yield product, (tokens + work.prefill_reads[kind],)
         if self.local.encoder:
             yield from self._encoder_pieces(work)
 
@@ -171,7 +172,7 @@ class PassCost:
         self._tokens = self._table("tokens", lambda n: Work(n, 0))
         self._rows = self._table("rows", lambda n: Work(0, n))
         self._absorb = self._table("decode_tokens", lambda n: self._half("decode", 0, 0, n))
-        self._decompress = [(k, self._decompress_table(k)) for k in kinds]
+        self._decompress = [(k, product) for k in kinds for product in self._products(("decompress", k))]
         self._encoder = self._table("encoder", lambda n: Work(0, 0, encoder_tokens=n))
         self._cross_kv = self._table("cross_kv", lambda n: Work(0, 0, cross_kv_tokens=n))
         self._decode = self._attention("decode")
@@ -206,8 +207,13 @@ class PassCost:
         self._covered |= {(kernel[0].kernel, driver) for kernel in self._kernels(work_of(1), driver)}
         return Table(build)
 
-    def _decompress_table(self, kind: int) -> Table:
-        return self._table(("decompress", kind), lambda n: self._half("prefill", 0, 0, n))
+    def _products(self, driver: Driver) -> list[ProductCost]:
+        """The kernels of ``driver``, which follow the rows of one product, costed from a single row."""
+        one, many = (self._kernels(self._half("prefill", 0, 0, rows), driver) for rows in (1, 1013))
+        found = [ProductCost(tuple(kernel), self._evaluate) for kernel in one]
+        linear = [product for product, kernel in zip(found, many, strict=True) if product.agrees(kernel, 1013)]
+        self._covered |= {(product.kernel[0].kernel, driver) for product in linear}
+        return linear
 
     def _attention(self, half: str) -> list[tuple[int, AttentionCost]]:
         """(kind, cost) of the attention kernels of one half."""

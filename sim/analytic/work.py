@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +13,7 @@ Totals = Any  # an int, or an int64 array of shape [rounds]; all fields of one W
 Windows = tuple[int | None, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """Totals of one pass (docs/conventions.md), each an int or an int64 array of shape [rounds].
 
     ``tokens``: rows through the linear layers; ``logit_rows``: rows through the head. The ``*_pairs`` and ``*_reads``

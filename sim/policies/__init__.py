@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,7 @@ class Draws(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Future:
+class Future(NamedTuple):
     """What one sample does in each of its decode rounds, shape [rounds] each.
 
     ``gains`` tokens emitted (the last one clipped to what was left to emit); ``offsets`` tokens gained before each
@@ -42,8 +41,7 @@ class Future:
     drafted: IntArray
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """A piece of a prompt: ``new`` tokens after ``cached`` ones; ``last`` when tokens come out at its end."""
 
     cached: int
@@ -51,8 +49,7 @@ class Chunk:
     last: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Pass:
+class Pass(NamedTuple):
     """One forward pass of model number ``model`` (0: the target); fields of work may have leading axes to sum over."""
 
     model: int
@@ -117,8 +114,7 @@ def zeros(count: int) -> IntArray:
     return _ZEROS[:count] if count <= len(_ZEROS) else np.zeros(count, dtype=np.int64)
 
 
-@dataclass(frozen=True, slots=True)
-class PromptPart:
+class PromptPart(NamedTuple):
     """The prompt chunks of one pass in totals; ``pairs`` and ``reads`` by attention kind, None without chunks."""
 
     tokens: Any
@@ -146,6 +142,9 @@ class Chunks:
 
     def part(self, windows: Windows) -> PromptPart:
         """Sum over the chunks; pairs and reads have shape [1]."""
-        pairs = tuple(np.array([sum(int(pairs_of(c.new, c.cached, w)) for c in self.chunks)]) for w in windows)
-        reads = tuple(np.array([sum(int(reads_of(c.cached, w)) for c in self.chunks)]) for w in windows)
-        return PromptPart(sum(c.new for c in self.chunks), sum(c.last for c in self.chunks), pairs, reads)
+        pairs, reads = [], []
+        for window in windows:
+            pairs.append(np.array([sum([int(pairs_of(c.new, c.cached, window)) for c in self.chunks])]))
+            reads.append(np.array([sum([int(reads_of(c.cached, window)) for c in self.chunks])]))
+        tokens = sum([c.new for c in self.chunks])
+        return PromptPart(tokens, sum([c.last for c in self.chunks]), tuple(pairs), tuple(reads))

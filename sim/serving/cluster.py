@@ -17,7 +17,7 @@ from simpy.core import EmptySchedule
 from sim.request import Request
 from sim.routers import Router
 from sim.serving.record import Recorder
-from sim.serving.replica import ARRIVAL, DISPATCH, Replica, Setup, at
+from sim.serving.replica import ARRIVAL, DISPATCH, Moment, Replica, Setup
 
 Done = Callable[[int], None]
 
@@ -66,9 +66,9 @@ class Cluster:
         try:
             while self.running:
                 step()
-                self.events += 1
         except EmptySchedule:
             pass
+        self.events = next(self.env._eid)
         for replica in self.replicas:
             replica.give_up()
         return self.recorder
@@ -86,7 +86,7 @@ class Cluster:
                 self._route(request)
                 self._next_arrival()
 
-            at(self.env, request.arrival_ns - self.env.now, ARRIVAL, arrive)
+            Moment(self.env, request.arrival_ns - self.env.now, ARRIVAL, arrive)
 
     def _route(self, request: Request) -> None:
         states = [r.state_at(self.env.now) for r in self.replicas] if self.router.needs_state else ()
@@ -120,10 +120,10 @@ class Cluster:
 
         def arrive(_: simpy.Event) -> None:
             if not self.pending:
-                at(self.env, 0, DISPATCH, self._dispatch)
+                Moment(self.env, 0, DISPATCH, self._dispatch)
             self.pending.append(due)
 
-        at(self.env, delay_ns, ARRIVAL, arrive)
+        Moment(self.env, delay_ns, ARRIVAL, arrive)
 
     def _dispatch(self, _: simpy.Event) -> None:
         pending, self.pending = sorted(self.pending, key=lambda r: r.id), []

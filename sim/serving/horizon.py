@@ -79,6 +79,11 @@ class Horizon:
         at = self.round - self.base
         return self.totals[:, at : at + rounds]
 
+    def sums(self, rounds: int) -> list[int]:
+        """Totals of the policy's channels over the next ``rounds`` rounds."""
+        at = self.round - self.base
+        return np.add.reduce(self.totals[1:, at : at + rounds], axis=1).tolist()  # type: ignore[no-any-return]
+
     def next_bytes(self) -> int:
         """Bytes of KV that the next decode round needs, its look-ahead included."""
         return int(self.totals[0, self.round - self.base])

@@ -61,57 +61,73 @@ class Table:
 
 
 class Gaps:
-    """Inter-token gaps in nanoseconds with weights; equal gaps are merged whenever many have come together.
+    """Inter-token gaps in nanoseconds with weights: exact up to ``limit`` of them, then a histogram.
 
-    Exact until more than ``limit`` distinct gaps remain; then they are rounded to whole microseconds, and
-    ``quantum_ns`` says so.
+    The histogram has bins of ``quantum_ns`` (1 while exact); a gap is counted at the multiple nearest to it. The exact
+    sum of all gaps is kept beside it.
     """
 
-    def __init__(self, limit: int = 1 << 23) -> None:
-        self.limit, self.quantum_ns = limit, 1
+    QUANTUM_NS = 1000
+    NEAR_BINS = 10_000_000
+
+    def __init__(self, limit: int = 1 << 20) -> None:
+        self.limit, self.quantum_ns, self._binned_ns = limit, 1, 0
         self._gaps: list[NDArray[np.int64]] = []
         self._weights: list[int] = []
         self._pending = 0
-        self._merged = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+        self._bins: NDArray[np.float64] = np.zeros(0)
+        self._far: dict[int, int] = {}
 
     def add(self, gaps_ns: NDArray[np.int64], weight: int) -> None:
         """``weight`` sequences each saw these gaps; shape [rounds]."""
         self._gaps.append(gaps_ns)
         self._weights.append(weight)
         self._pending += len(gaps_ns)
-        if self._pending > 1 << 19:
-            self._merge()
+        if self._pending > self.limit:
+            self._bin()
 
     def add_one(self, gap_ns: int, weight: int) -> None:
         """``weight`` sequences saw this gap."""
-        self.add(np.array([gap_ns], dtype=np.int64), weight)
+        if weight:
+            self.add(np.array([gap_ns], dtype=np.int64), weight)
 
-    def _merge(self) -> None:
-        if not self._gaps:
-            return
-        lengths = [len(g) for g in self._gaps]
-        gaps = np.concatenate((self._merged[0], *self._gaps))
-        weights = np.concatenate((self._merged[1], np.repeat(np.array(self._weights, dtype=np.int64), lengths)))
-        self._gaps, self._weights, self._pending = [], [], 0
-        self._merged = self._unique(gaps, weights)
-        if len(self._merged[0]) > self.limit and self.quantum_ns == 1:
-            self.quantum_ns = 1000
-            self._merged = self._unique(*self._merged)
-
-    def _unique(
-        self, gaps: NDArray[np.int64], weights: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        if self.quantum_ns > 1:
-            gaps = (gaps + self.quantum_ns // 2) // self.quantum_ns * self.quantum_ns
-        order = np.argsort(gaps, kind="stable")
-        gaps, weights = gaps[order], weights[order]
-        starts = np.flatnonzero(np.concatenate(([True], gaps[1:] != gaps[:-1])))
-        return gaps[starts], np.add.reduceat(weights, starts)
+    @property
+    def total_ns(self) -> int:
+        """The exact sum of all gaps."""
+        gaps, weights = self._raw()
+        return self._binned_ns + int(gaps @ weights)
 
     def weighted(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Distinct gaps in ascending order and how often each was seen."""
-        self._merge()
-        return self._merged
+        if self.quantum_ns == 1:
+            gaps, weights = self._raw()
+            distinct, where = np.unique(gaps, return_inverse=True)
+            return distinct, np.bincount(where, weights=weights, minlength=len(distinct)).astype(np.int64)
+        self._bin()
+        near = np.flatnonzero(self._bins)
+        far = np.array(sorted(self._far), dtype=np.int64)
+        rare = np.array([self._far[number] for number in far.tolist()], dtype=np.int64)
+        weights = np.concatenate((self._bins[near].astype(np.int64), rare))
+        return np.concatenate((near, far)) * self.QUANTUM_NS, weights
+
+    def _raw(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What has not been binned yet."""
+        gaps = np.concatenate((np.zeros(0, dtype=np.int64), *self._gaps))
+        return gaps, np.repeat(np.array(self._weights, dtype=np.int64), [len(g) for g in self._gaps])
+
+    def _bin(self) -> None:
+        """Move raw gaps into the histogram; those of ten seconds and more into a dictionary."""
+        gaps, weights = self._raw()
+        self._gaps, self._weights, self._pending = [], [], 0
+        self._binned_ns += int(gaps @ weights)
+        self.quantum_ns = self.QUANTUM_NS
+        bins = (gaps + self.QUANTUM_NS // 2) // self.QUANTUM_NS
+        near = bins < self.NEAR_BINS
+        for number, weight in zip(bins[~near].tolist(), weights[~near].tolist(), strict=True):
+            self._far[number] = self._far.get(number, 0) + weight
+        counts = np.bincount(bins[near], weights=weights[near], minlength=len(self._bins))
+        counts[: len(self._bins)] += self._bins
+        self._bins = counts
 
 
 class Recorder:

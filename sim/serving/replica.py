@@ -27,20 +27,22 @@ from sim.serving.rounds import Rounds
 ROUND, FAULT, ARRIVAL, DISPATCH, PLAN = range(5)
 
 
-def at(env: simpy.Environment, delay_ns: int, priority: int, call: Callable[[simpy.Event], None]) -> None:
-    """Have SimPy call back after ``delay_ns``, in the order of ``priority`` within that nanosecond."""
-    event = simpy.Event(env)
-    event._ok, event._value = True, None
-    assert event.callbacks is not None
-    event.callbacks.append(call)
-    env.schedule(event, priority, delay_ns)
+class Moment(simpy.Event):
+    """A callback after ``delay_ns``, in the order of ``priority`` within that nanosecond."""
+
+    def __init__(
+        self, env: simpy.Environment, delay_ns: int, priority: int, call: Callable[[simpy.Event], None]
+    ) -> None:
+        self.env, self.callbacks, self._value, self._ok = env, [call], None, True
+        env.schedule(self, priority, delay_ns)  # type: ignore[arg-type]
 
 
 @dataclass(slots=True)
 class Leap:
-    """Rounds under way: ``ends_ns`` of each, of which the first ``stop`` will run; the plan they carry out."""
+    """Rounds under way: nanoseconds and end of each, of which the first ``stop`` will run; the plan they carry out."""
 
     start_ns: int
+    ns: NDArray[np.int64]
     ends_ns: NDArray[np.int64]
     stop: int
     plan: Plan
@@ -76,7 +78,8 @@ class Replica:
         self.env, self.index, self.setup, self.recorder, self.finished = env, index, setup, recorder, finished
         self.tokens_per_round = setup.policy.tokens_per_round
         self.decode_limit = setup.scheduler.decode_seats(self.tokens_per_round)
-        self.horizon = Horizon(1 + setup.policy.channels(setup.windows))
+        channels = setup.policy.channels(setup.windows)
+        self.horizon, self.no_sums = Horizon(1 + channels), [0] * channels
         self.waiting = WaitingLine(setup.scheduler.order)
         self.prefilling: list[Sequence] = []
         self.ready: list[Sequence] = []
@@ -94,6 +97,7 @@ class Replica:
         """Take a request in; interrupt the leap under way if it could change the plan."""
         if not self._can_ever_serve(request):
             self._record(Sequence.of(request), status=1)
+            self.finished(request)
             return
         sequence = Sequence.of(request)
         self.waiting.push(sequence)
@@ -104,10 +108,10 @@ class Replica:
 
     def state_at(self, now_ns: int) -> ReplicaState:
         """What a router sees: every round that ended at or before ``now_ns`` is included."""
-        leap, kv_bytes = self.leap, self.held_bytes
-        if leap is not None and leap.plan.decode:
+        leap, done = self.leap, 0
+        if leap is not None and leap.seats:
             done = int(np.searchsorted(leap.ends_ns, now_ns, side="right"))
-            kv_bytes += int(self.horizon.window(done + 1)[0, done])
+        kv_bytes = self.held_bytes + int(self.horizon.window(done + 1)[0, done])
         return ReplicaState(len(self.waiting), self.running_seats, kv_bytes, self.setup.kv.capacity_bytes)
 
     def unfinished(self) -> Iterator[Sequence]:
@@ -140,11 +144,12 @@ class Replica:
     # --- planning --------------------------------------------------------------------------------------------------
 
     def _ask_plan(self) -> None:
+        """Plan once everything else of this nanosecond is over."""
         if not self.plan_asked:
             self.plan_asked = True
-            at(self.env, 0, PLAN, self._on_plan)
+            Moment(self.env, 0, PLAN, self._on_plan)
 
-    def _on_plan(self, _: simpy.Event) -> None:
+    def _on_plan(self, _: simpy.Event | None) -> None:
         self.plan_asked = False
         self._promote()
         self.crowded = self._make_room()
@@ -233,7 +238,7 @@ class Replica:
         ns = self.setup.rounds.ns(seats, totals, prompts, seats + len(plan.chunks))
         now = self.env.now
         kv_bytes = self.held_bytes + self.horizon.next_bytes()
-        self.leap = Leap(now, np.cumsum(ns) + now, rounds, plan, seats, kv_bytes)
+        self.leap = Leap(now, ns, ns.cumsum() + now, rounds, plan, seats, kv_bytes)
         self._sleep(self.leap)
 
     def _rounds(self, plan: Plan) -> int:
@@ -250,7 +255,7 @@ class Replica:
             if self.leap is leap and leap.stop == stop:
                 self._settle(leap)
 
-        at(self.env, int(leap.ends_ns[stop - 1]) - self.env.now, ROUND, wake)
+        Moment(self.env, int(leap.ends_ns[stop - 1]) - self.env.now, ROUND, wake)
 
     def _interrupt(self, leap: Leap) -> None:
         """Let the round under way be the last of the leap."""
@@ -260,7 +265,10 @@ class Replica:
             self._sleep(leap)
 
     def _settle(self, leap: Leap) -> None:
-        """Book the rounds that have run: gaps, ends of sequences, progress of prompts; then plan."""
+        """Book the rounds that have run: gaps, ends of sequences, progress of prompts; then plan.
+
+        A plan comes after everything else of its nanosecond; if nothing else is to come, that is now.
+        """
         self._record_leap(leap)
         self.leap = None
         if leap.seats:
@@ -271,7 +279,11 @@ class Replica:
             sequence.prefilled += new
             if sequence.prefilled == sequence.prefill_tokens:
                 self._first_tokens(sequence)
-        if self.admitted or len(self.waiting):
+        if not (self.admitted or len(self.waiting)):
+            return
+        if self.env.peek() > self.env.now and not self.plan_asked:
+            self._on_plan(None)
+        else:
             self._ask_plan()
 
     # --- what comes out ----------------------------------------------------------------------------------------------
@@ -348,13 +360,13 @@ class Replica:
     def _record_leap(self, leap: Leap) -> None:
         recorder, index = self.recorder, self.index
         duration = int(leap.ends_ns[leap.stop - 1]) - leap.start_ns
-        sums = self.horizon.window(leap.stop).sum(axis=1).tolist() if leap.seats else [0] * len(self.horizon.totals)
+        sums = self.horizon.sums(leap.stop) if leap.seats else self.no_sums
         number = recorder.leaps_of[index]
         chunks = leap.plan.chunks
         recorder.leaps.append(
             (
                 index, leap.start_ns, duration, leap.stop, leap.seats, len(chunks), len(self.waiting),
-                self.running_seats, leap.kv_bytes, *sums[1:],
+                self.running_seats, leap.kv_bytes, *sums,
             )
         )  # fmt: skip
         for s, new in chunks:
@@ -364,19 +376,22 @@ class Replica:
 
     def _record_gaps(self, leap: Leap) -> None:
         """Every running sample emits in every round; the first gap also holds what it waited for that round."""
-        ends, gaps = leap.ends_ns[: leap.stop], self.recorder.gaps
-        durations = np.diff(ends, prepend=leap.start_ns)
+        gaps, ns = self.recorder.gaps, leap.ns[: leap.stop]
+        if self.fresh or leap.start_ns > self.decoded_ns:
+            ns = self._first_gaps(leap, ns)
+        gaps.add(ns, leap.seats)
+        self.decoded_ns = int(leap.ends_ns[leap.stop - 1])
+
+    def _first_gaps(self, leap: Leap, ns: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Record the first gap of everybody who has waited; returns the gaps that are left to record."""
         waits = [(leap.start_ns - emitted, seats) for emitted, seats in self.fresh.values()]
-        old = leap.seats - sum(seats for _, seats in waits)
-        waits.append((leap.start_ns - self.decoded_ns, old))
-        if any(wait and seats for wait, seats in waits):
-            for wait, seats in waits:
-                if seats:
-                    gaps.add_one(int(durations[0]) + wait, seats)
-            durations = durations[1:]
-        gaps.add(durations, leap.seats)
+        waits.append((leap.start_ns - self.decoded_ns, leap.seats - sum(seats for _, seats in waits)))
         self.fresh.clear()
-        self.decoded_ns = int(ends[-1])
+        if not any(wait and seats for wait, seats in waits):
+            return ns
+        for wait, seats in waits:
+            self.recorder.gaps.add_one(int(ns[0]) + wait, seats)
+        return ns[1:]
 
 
 def _stack(parts: list[tuple[NDArray[np.int64], ...]], shared_bytes: int) -> tuple[NDArray[np.int64], ...]:
