@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
@@ -181,7 +181,7 @@ def _works(shape: ModelShape, batch: Totals, prompt: int, context: int) -> dict[
     decode = Work.decode(batch, context, windows=shape.windows)
     if not shape.encoder:
         return {"prefill": Work.prefill(1, prompt, shape.windows), "decode": decode}
-    crossing = replace(decode, cross_pairs=batch * prompt, cross_reads=batch * prompt)
+    crossing = decode._replace(cross_pairs=batch * prompt, cross_reads=batch * prompt)
     return {"prefill": Work.encode(1, prompt), "decode": crossing}
 
 

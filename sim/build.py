@@ -113,7 +113,8 @@ def load_precision(scenario: Scenario) -> Precision:
 def _with_draft(spec: Any, target: ModelShape) -> Any:
     """``draft: auto`` stands for the smallest shipped model that shares the target's vocabulary."""
     options = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
-    if options.get("draft", "auto" if options.get("name") == "speculative" else None) != "auto":
+    plugin = discover("sim.policies").get(str(options.get("name")))
+    if getattr(plugin, "draft", None) != "auto" or options.get("draft", "auto") != "auto":
         return spec
     shapes = (load_shape(name, "policy.draft") for name in models.names())
     fit = [s for s in shapes if s.vocab == target.vocab and s.total_parameters * 4 <= target.total_parameters and s.layers]

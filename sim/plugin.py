@@ -51,3 +51,14 @@ def build(package: str, key: str, spec: Any) -> Any:
         if f.default is MISSING and f.default_factory is MISSING and option not in options:
             raise ValueError(f"{key}.{option}: {name} needs this option")
     return known[name](**options)
+
+
+def catalogue(package: str) -> list[dict[str, Any]]:
+    """Name, options with defaults, and what the first lines of its documentation say, of every plug-in."""
+    rows = []
+    for name, plugin in discover(package).items():
+        options = {f.name: None if f.default is MISSING else f.default for f in fields(plugin)}
+        module = importlib.import_module(plugin.__module__)
+        text = " ".join((module.__doc__ or "").split())
+        rows.append({"name": name, "options": options, "about": text})
+    return rows

@@ -51,7 +51,7 @@ class AttentionCost:
         kv_J = read_J * pair.kv_s / read.kv_s if pair.kv_s and read.kv_s else 0.0
         spill = Table(lambda n: _spilled(evaluate(0, 0, n), n, token_J))
         part = cls(
-            pair.p, float(np.max(pair.overhead_s)), pair.compute_s, read.kv_s, pair.kv_s,
+            pair.p, float(max(pair.overhead_s, read.overhead_s)), pair.compute_s, read.kv_s, pair.kv_s,
             read.onchip_s, pair.onchip_s, token.onchip_s, pair_J - kv_J, read_J, kv_J, token_J, spill, spill_from,
         )  # fmt: skip
         return part if part._agrees(evaluate) else None
@@ -64,9 +64,11 @@ class AttentionCost:
         if self.spill_from < token_limit:
             memory = memory + self.spill.seconds(tokens)
         busy = combine(pairs * self.pair_s, memory, self.p)
-        if self.onchip_read_s:
+        if self.onchip_read_s or self.onchip_token_s:
             busy = np.maximum(busy, self._onchip_s(pairs, reads, tokens))
-        return busy + self.floor_s * (pairs > 0) if self.floor_s else busy
+        if self.floor_s:
+            busy = busy + self.floor_s * ((pairs if self.pair_s else reads) > 0)
+        return busy
 
     def _onchip_s(self, pairs: Count, reads: Count, tokens: Count) -> Count:
         onchip = reads * self.onchip_read_s

@@ -98,15 +98,16 @@ def on_device(kernel: Sequence[Op], device: Device, place: Placement) -> Bound:
     terms = terms_of(main, device)
     weights, kv, activations = hbm_bytes(kernel, place)
     layers, memory_Bps = main.layers, device.memory_Bps * terms.memory_efficiency
-    work = _sum(op.flops for op in kernel) + onchip_bytes(kernel)
+    moved = onchip_bytes(kernel)
+    runs = np.asarray(main.flops if main.unit == "tensor" else moved) > 0
     return Bound(
         compute_s=layers * compute_seconds(kernel, device),
         weights_s=layers * weights / memory_Bps,
         kv_s=layers * kv / memory_Bps,
         activations_s=layers * activations / memory_Bps,
-        onchip_s=layers * onchip_bytes(kernel) / (device.onchip.bandwidth_Bps or inf),
-        link_s=0.0 * work,
-        overhead_s=layers * _overhead(main, terms, device) * (np.asarray(work) > 0),
+        onchip_s=layers * moved / (device.onchip.bandwidth_Bps or inf),
+        link_s=0.0 * moved,
+        overhead_s=layers * _overhead(main, terms, device) * runs,
         p=terms.overlap_p,
     )
 

@@ -22,10 +22,12 @@ from sim.policies.acceptance import survival_vector
 
 @dataclass(frozen=True)
 class Speculative:
-    """``draft``: a model by name or path; ``gamma``: drafted tokens a round; ``acceptance``: see acceptance.py."""
+    """``draft``: a model by name or path, ``auto`` for the smallest shipped one with the target's vocabulary;
+    ``gamma``: drafted tokens a round; ``acceptance``: see acceptance.py.
+    """
 
     name: ClassVar[str] = "speculative"
-    draft: str
+    draft: str = "auto"
     gamma: int = 4
     acceptance: Any = field(default=0.8)
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LIMIT = 1 << 24  # no width, count or length of a model reaches this; larger is a broken file
+LIMIT = 1 << 24  # no width or length of a model reaches this; larger is a broken file
+MANY = 512  # nor has any more layers or experts: each is an object here, whatever the checkpoint holds
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,21 @@ class Config:
 
     def bad(self, key: str, allowed: str) -> ValueError:
         """The error to raise for a value that is not allowed."""
-        return ValueError(f"{self.path}: {key}: {self.values.get(key)!r} is not allowed, {allowed}")
+        shown = " ".join(repr(self.values.get(key))[:80].split())
+        return ValueError(f"{self.path}: {key}: {shown} is not allowed, {allowed}")
 
-    def size(self, key: str, default: int | None = None) -> int:
-        """A whole number from 1 to 2^24; the default stands in for a missing key or null."""
+    def size(self, key: str, default: int | None = None, most: int = LIMIT) -> int:
+        """A whole number from 1 to ``most``; the default stands in for a missing key or null."""
         value = self.values.get(key)
         if value is None and default is not None:
             return default
-        if type(value) is not int or not 1 <= value <= LIMIT:
-            raise self.bad(key, f"a whole number from 1 to {LIMIT} is expected")
+        if type(value) is not int or not 1 <= value <= most:
+            raise self.bad(key, f"a whole number from 1 to {most} is expected")
         return value
+
+    def many(self, key: str, default: int | None = None) -> int:
+        """A number of layers or experts, from 1 to 512."""
+        return self.size(key, default, MANY)
 
     def optional_size(self, key: str) -> int | None:
         """A whole number from 1 to 2^24, or None for a missing key or null."""

@@ -24,7 +24,7 @@ def gpt2(config: Config) -> Family:
         name=str(config.values.get("_name_or_path") or "gpt2"),
         d_model=d,
         vocab=config.size("vocab_size"),
-        layers=(Layer(attention, ffn),) * config.size("n_layer"),
+        layers=(Layer(attention, ffn),) * config.many("n_layer"),
         tied=config.flag("tie_word_embeddings", True),
         norm="layer",
         max_context=context,

@@ -25,7 +25,7 @@ def llama(config: Config) -> Family:
 
 def mistral(config: Config) -> Family:
     """A window over all layers, or none."""
-    return _decoder(config, windows=[config.optional_size("sliding_window")] * config.size("num_hidden_layers"))
+    return _decoder(config, windows=[config.optional_size("sliding_window")] * config.many("num_hidden_layers"))
 
 
 def qwen2(config: Config) -> Family:
@@ -43,9 +43,9 @@ def mixtral(config: Config) -> Family:
     """Experts for FFN, top-k of them a token."""
     return _decoder(
         config,
-        windows=[config.optional_size("sliding_window")] * config.size("num_hidden_layers"),
+        windows=[config.optional_size("sliding_window")] * config.many("num_hidden_layers"),
         experts=(
-            config.size("num_local_experts"),
+            config.many("num_local_experts"),
             config.size("num_experts_per_tok"),
             config.size("intermediate_size"),
         ),
@@ -101,7 +101,7 @@ def _decoder(
     plain = replace(_heads(config, gemma, qk_norm), qkv_bias=qkv_bias, out_bias=out_bias)
     layers = [
         Layer(replace(plain, window=window), ffn, norms=4 if gemma >= 2 else 2)
-        for window in windows or [None] * config.size("num_hidden_layers")
+        for window in windows or [None] * config.many("num_hidden_layers")
     ]
     shape = ModelShape(
         name=str(config.values.get("_name_or_path") or config.text("model_type")),
@@ -230,17 +230,19 @@ def _expert_sources(ours: str, theirs: str, ffn: Ffn, d: int, names: ExpertNames
 
 def _qwen_windows(config: Config) -> list[int | None]:
     """Qwen windows the layers from ``max_window_layers`` on, if ``use_sliding_window`` says so."""
-    count = config.size("num_hidden_layers")
+    count = config.many("num_hidden_layers")
     if not config.flag("use_sliding_window", False):
         return [None] * count
     full = config.values.get("max_window_layers", 28)
+    if type(full) is not int:
+        raise config.bad("max_window_layers", "a whole number is expected")
     return _listed_windows(config) or [None if i < full else config.size("sliding_window") for i in range(count)]
 
 
 def _gemma_windows(config: Config, pattern: int) -> list[int | None]:
     """Every ``pattern``-th layer of Gemma 2 and 3 sees all, the others a window."""
     width = config.size("sliding_window", 4096)
-    plain = [None if (i + 1) % pattern == 0 else width for i in range(config.size("num_hidden_layers"))]
+    plain = [None if (i + 1) % pattern == 0 else width for i in range(config.many("num_hidden_layers"))]
     return _listed_windows(config) or plain
 
 
@@ -248,7 +250,7 @@ def _listed_windows(config: Config) -> list[int | None] | None:
     kinds = config.values.get("layer_types")
     if kinds is None:
         return None
-    if not isinstance(kinds, list) or len(kinds) != config.size("num_hidden_layers"):
+    if not isinstance(kinds, list) or len(kinds) != config.many("num_hidden_layers"):
         raise config.bad("layer_types", "a list with one entry a layer is expected")
     allowed = {"full_attention", "sliding_attention"}
     if not set(map(str, kinds)) <= allowed:
@@ -262,4 +264,4 @@ def _act(config: Config, gemma: int) -> str:
 
 
 def _expert_count(config: Config) -> int:
-    return config.size("num_experts" if "num_experts" in config.values else "num_local_experts")
+    return config.many("num_experts" if "num_experts" in config.values else "num_local_experts")

@@ -15,7 +15,7 @@ def t5(config: Config) -> Family:
     d, heads, dim = config.size("d_model"), config.size("num_heads"), config.size("d_kv")
     kind = Attention(heads, heads, dim, dim, rope=False)
     ffn = _ffn(config)
-    encoder, decoder = config.size("num_layers"), config.size("num_decoder_layers", config.size("num_layers"))
+    encoder, decoder = config.many("num_layers"), config.many("num_decoder_layers", config.many("num_layers"))
     buckets = config.size("relative_attention_num_buckets", 32)
     tied = config.flag("tie_word_embeddings", True)
     shape = ModelShape(

@@ -120,7 +120,7 @@ def read_gguf(path: Path) -> Gguf:
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise ValueError(f"{path}: general.alignment: {alignment!r} is not allowed, a power of two is expected")
         data = -(-file.tell() // alignment) * alignment
-    return Gguf(path, metadata, {name: _place(path, name, *rest, data, reader.size) for name, *rest in entries})
+    return Gguf(path, metadata, {entry[0]: _place(path, *entry, data, reader.size) for entry in entries})
 
 
 @dataclass

@@ -96,6 +96,9 @@ def rowwise(x: Array, w: Array) -> Array:
     do not. Verification of a draft then gives the very logits that decoding one token at a time gives.
     """
     out = np.empty((x.shape[0], w.shape[1]), np.result_type(x, w))
-    for i in range(x.shape[0]):
-        np.matmul(x[i], w, out=out[i])
+    row, result = np.empty_like(x[:1][0]) if len(x) else x, np.empty(w.shape[1], out.dtype)
+    for i in range(x.shape[0]):  # always from and to the same place: some BLAS round by how memory is aligned
+        row[:] = x[i]
+        np.matmul(row, w, out=result)
+        out[i] = result
     return out

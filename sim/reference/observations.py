@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.reference.checkpoint import SHIPPED, load
+from sim.reference.gguf_tokenizer import read_gguf_tokenizer
 from sim.reference.int8 import Int8, with_outliers
 from sim.reference.sampling import stream
 from sim.reference.tokenizer import read_tokenizer
@@ -31,7 +32,7 @@ TABLE = SHIPPED / "observations.csv"
 SINKS, RECENT = 4, 32
 """First and recent tokens whose attention mass is counted; queries start at position 64, where both are a minority."""
 FIRST_QUERY = 64
-OUTLIER_CHANNELS, OUTLIER_FACTOR = 3, 60.0
+OUTLIER_CHANNELS, OUTLIER_FACTORS = 3, (20, 60, 200)
 
 
 @dataclass(frozen=True)
@@ -132,21 +133,19 @@ def nll(model: Transformer, ids: Array) -> Array:
 
 
 def outliers(name: str, model: Transformer, windows: Sequence[Array], seed: int = 0) -> list[Observation]:
-    """nll in float32 and int8, without and with injected outlier channels, and with the two cures.
+    """nll in float32 and int8, without and with three injected outlier channels, and with the two cures.
 
-    Rows ``nll_*``: ``float``, ``int8``, ``float_outliers`` (must equal float), ``int8_outliers``,
-    ``int8_outliers_decomposed`` (LLM.int8()), ``int8_outliers_smoothed`` (SmoothQuant).
+    Rows ``nll_float``, ``nll_int8``; ``nll_int8_x20`` ... with channels that many times louder; at the loudest also
+    ``float`` (must equal float), ``decomposed`` (LLM.int8()) and ``smoothed`` (SmoothQuant).
     """
     channels = stream(seed, "outliers").choice(model.shape.d_model, OUTLIER_CHANNELS, replace=False)
-    loud = with_outliers(model, [int(c) for c in channels], OUTLIER_FACTOR)
-    models: dict[str, Transformer] = {
-        "nll_float": model,
-        "nll_int8": Int8.of(model, "vector-wise"),
-        "nll_float_outliers": loud,
-        "nll_int8_outliers": Int8.of(loud, "vector-wise"),
-        "nll_int8_outliers_decomposed": Int8.of(loud, "decomposed"),
-        "nll_int8_outliers_smoothed": Int8.of(loud, "smoothed"),
-    }
+    loud = {f: with_outliers(model, [int(c) for c in channels], f) for f in OUTLIER_FACTORS}
+    loudest, factor = loud[OUTLIER_FACTORS[-1]], OUTLIER_FACTORS[-1]
+    models: dict[str, Transformer] = {"nll_float": model, "nll_int8": Int8.of(model, "vector-wise")}
+    models |= {f"nll_int8_x{f}": Int8.of(m, "vector-wise") for f, m in loud.items()}
+    models[f"nll_float_x{factor}"] = loudest
+    models[f"nll_int8_x{factor}_decomposed"] = Int8.of(loudest, "decomposed")
+    models[f"nll_int8_x{factor}_smoothed"] = Int8.of(loudest, "smoothed")
     return likelihoods(name, models, windows)
 
 
@@ -191,6 +190,12 @@ def observe_family(folder: Path = SHIPPED, count: int = 16) -> list[Observation]
     rows += outliers("primary", primary, windows)
     trained = ternaries("primary", primary, load(folder / "ternary"), windows)
     return rows + [r for r in trained if r.observation != "nll_float"]
+
+
+def observe_gguf(path: Path, count: int = 8) -> list[Observation]:
+    """What can be seen inside a real checkpoint (SmolLM2-135M) on the same held-out text, in its own tokens."""
+    ids = read_gguf_tokenizer(path).encode("".join(split_corpus().held_out_a))
+    return look_inside(path.stem, load(path), text_windows(ids, count, 256))
 
 
 def write_table(rows: Iterable[Observation], path: Path = TABLE) -> None:

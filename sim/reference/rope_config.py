@@ -21,8 +21,19 @@ def read_rope(config: Config, dim: int, kind: str = "full_attention", theta_key:
         section = None  # the older form scales the global layers only
     theta = config.number(theta_key, 10_000.0)
     if section is None:
-        return Rope(dim, theta)
-    return _scaled(config, section, dim, section.number("rope_theta", theta))
+        return _checked(config, Rope(dim, theta))
+    return _checked(section, _scaled(config, section, dim, section.number("rope_theta", theta)))
+
+
+def _checked(config: Config, rope: Rope) -> Rope:
+    """Refuse what the formulas divide by."""
+    if rope.theta <= 1:
+        raise config.bad("rope_theta", "a number above 1 is expected")
+    if rope.rule == "llama3" and rope.high_freq_factor <= rope.low_freq_factor:
+        raise config.bad("high_freq_factor", f"a number above low_freq_factor ({rope.low_freq_factor:g}) is expected")
+    if rope.rule == "dynamic" and rope.dim < 4:
+        raise ValueError(f"{config.path}: head_dim: {rope.dim} is not allowed, dynamic RoPE needs 4 or more")
+    return rope
 
 
 def _scaled(config: Config, section: Config, dim: int, theta: float) -> Rope:

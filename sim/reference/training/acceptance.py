@@ -57,10 +57,9 @@ def compare(p_logits: Tensor, q_logits: Tensor, text: Tensor, temperature: float
     if temperature == 0.0:
         same = (p_logits.argmax(-1) == q_logits.argmax(-1)).float()
         return same, same
-    p, q = (F.softmax(a / temperature, dim=-1) for a in (p_logits, q_logits))
-    at = text[..., None]
-    ratio = q.gather(-1, at)[..., 0] / p.gather(-1, at)[..., 0].clamp(min=1e-12)
-    return torch.minimum(p, q).sum(-1), ratio.clamp(max=1.0)
+    p, q = (F.log_softmax(a / temperature, dim=-1) for a in (p_logits, q_logits))
+    log_ratio = (q - p).gather(-1, text[..., None])[..., 0]
+    return torch.minimum(p, q).exp().sum(-1), log_ratio.clamp(max=0.0).exp()
 
 
 def mean_and_se(per_window: Floats) -> tuple[float, float]:

@@ -28,8 +28,8 @@ METHOD = {
     "nll": "mean over non-overlapping windows of 257 tokens (256 predicted); nats a token; se over windows",
     "alpha": "teacher-forced mean over tokens of sum_x min(p, q)(x), at temperature 0 the share of equal argmaxes; "
     "se over windows",
-    "texts": "held_out_*: the text itself, every second 256-token window (medusa: all); own_*: 128 prompts of 32 "
-    "tokens of that text, 160 tokens drawn from the target at the row's temperature, statistics on the drawn tokens only",
+    "texts": "held_out_*: the text itself in windows of 256 tokens (acceptance: every other); own_*: 128 prompts of 32 "
+    "tokens of that text and 160 tokens drawn from the target at the row's temperature, only the drawn ones counted",
     "rounds": "exact acceptance replay on own text: Bernoulli(min(1, q/p)) a token, 8 replays; survival_gamma_8[k-1] "
     "is the share of rounds with at least k drafts kept; iid is (1 - a^(gamma+1)) / (1 - a) with the row's mean beta",
     "tandem": "index i: the (i+1)-th draft of a block, i own tokens after the first read from the secondary itself",

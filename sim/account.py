@@ -1,0 +1,267 @@
+"""Where the time and the energy of a run went, leap by leap: the recorded totals costed once more, op by op.
+
+The clock keeps only seconds. Here the mean round of every leap (its sums divided by its rounds) goes through the
+policy's passes again and through the kernels of each pass: seconds by cause, FLOPs, bytes, joules. Means make no
+difference to what is linear in the work, which a leap's attention is; the seconds are then scaled, by a factor very
+near 1, so that the causes of a leap add up to the nanoseconds it took.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.analytic.cost import PassCost
+from sim.analytic.ops import Op
+from sim.analytic.roofline import CAUSES, hbm_bytes, joules, kernels, on_device, onchip_bytes
+from sim.analytic.work import Work, pairs_of, reads_of
+from sim.policies import PromptPart, Windows
+from sim.serving.rounds import Rounds
+
+__all__ = ["SECONDS", "Accounts", "Prompted", "account", "leap_rows", "request_joules"]
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Columns = Mapping[str, Ints]
+
+SECONDS = (*CAUSES, "host")
+COUNTS = ("flops", "vector_flops", "weight_bytes", "kv_bytes", "activation_bytes", "onchip_bytes", "link_bytes")
+ROWS = (*CAUSES, *COUNTS, "joules", "compute_time_s")
+LINEAR = ("tokens", "rows")
+BLOCK = 1 << 15
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """Columns by leap, each of shape [leaps], in the order of the leap table.
+
+    ``seconds``: by cause (SECONDS), adding up to the leap's duration. ``counts``: FLOPs and bytes of one device (COUNTS)
+    and ``compute_time_s``, the seconds that the arithmetic would take if nothing else limited it. ``joules``: of all
+    devices of the replica, static power while the leap ran included; NaN where the device's energy is unknown.
+    ``context``: cached tokens that the target reads per decoding sequence and full-attention layer, NaN without
+    decodes. ``read_bytes``: KV bytes that the decoding sequences have cached. ``prefill_tokens``: of the chunks.
+    ``idle_W``: static power of a replica's devices, NaN where unknown.
+    """
+
+    seconds: dict[str, Floats]
+    counts: dict[str, Floats]
+    joules: Floats
+    context: Floats
+    read_bytes: Floats
+    prefill_tokens: Ints
+    idle_W: float
+
+
+def account(rounds: Rounds, leaps: Columns, chunks: Columns) -> Accounts:
+    """Account for every leap of a run. ``leaps`` and ``chunks`` are the recorder's tables."""
+    n = len(leaps["rounds"])
+    totals = np.zeros((len(ROWS), n))
+    reads = np.zeros((2, n))
+    books = [_Book(cost) for cost in rounds.costs]
+    prompts = Prompted.of(leap_rows(leaps, chunks), chunks, n)
+    for rows, decoding, reading in _blocks(leaps):
+        part = prompts.only(rows) if reading else None
+        _add_block(rounds, books, leaps, rows, part, decoding, totals, reads)
+    totals *= leaps["rounds"]
+    return _scaled(rounds, leaps, totals, reads, prompts.tokens)
+
+
+def leap_rows(leaps: Columns, parts: Columns, number: str = "leap") -> Ints:
+    """Row in the leap table of each row of ``parts``, which says (replica, how many leaps that replica had before)."""
+    order = np.argsort(leaps["replica"], kind="stable")
+    counts = np.bincount(leaps["replica"], minlength=int(parts["replica"].max(initial=0)) + 1)
+    starts = np.cumsum(counts) - counts
+    rows: Ints = order[starts[parts["replica"]] + parts[number]]
+    return rows
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """The prompt chunks of many leaps as columns, to be summed by leap; ``at`` is each one's place among ``n``."""
+
+    at: Ints
+    cached: Ints
+    new: Ints
+    last: Ints
+    n: int
+
+    @classmethod
+    def of(cls, rows: Ints, chunks: Columns, n: int) -> Prompted:
+        """The recorder's chunk table, given the leap row of each chunk; sorted by leap."""
+        order = np.argsort(rows, kind="stable")
+        return cls(rows[order], *(chunks[name][order] for name in ("cached", "new", "last")), n)
+
+    @property
+    def tokens(self) -> Ints:
+        """Prompt tokens read in each leap, shape [n]."""
+        return self._sum(self.new)
+
+    def only(self, rows: Ints) -> Prompted:
+        """Those of the leaps ``rows`` (ascending), renumbered by their place in it."""
+        inside = np.zeros(self.n, dtype=bool)
+        inside[rows] = True
+        mine = inside[self.at]
+        places = np.searchsorted(rows, self.at[mine])
+        return Prompted(places, self.cached[mine], self.new[mine], self.last[mine], len(rows))
+
+    def part(self, windows: Windows) -> PromptPart:
+        """Totals by leap for a model with these attention kinds, shape [n] each."""
+        pairs = tuple(self._sum(pairs_of(self.new, self.cached, w)) for w in windows)
+        reads = tuple(self._sum(reads_of(self.cached, w)) for w in windows)
+        return PromptPart(self.tokens, self._sum(self.last), pairs, reads)
+
+    def _sum(self, column: Ints) -> Ints:
+        """Exact: whole numbers stay far below 2^53."""
+        return np.bincount(self.at, column, self.n).astype(np.int64)
+
+
+def request_joules(
+    accounts: Accounts, leaps: Columns, chunks: Columns, stays: Columns, tokens_per_round: int
+) -> tuple[Ints, Floats]:
+    """(request, joules) pairs to be summed by request: a leap's joules by the target tokens that each one ran.
+
+    A decoding sequence runs ``tokens_per_round`` a round, a chunk its own tokens. Sequences that were cut off when a
+    run was interrupted have no stay, and their share stays unassigned.
+    """
+    decode = leaps["seats"] * leaps["rounds"] * tokens_per_round
+    per_token = accounts.joules / np.maximum(decode + accounts.prefill_tokens, 1)
+    per_seat = np.where(leaps["seats"] > 0, per_token * leaps["rounds"] * tokens_per_round, 0.0)
+    order = np.argsort(leaps["replica"], kind="stable")
+    before = np.concatenate(([0.0], np.cumsum(per_seat[order])))
+    counts = np.bincount(leaps["replica"], minlength=int(stays["replica"].max(initial=0)) + 1)
+    start = (np.cumsum(counts) - counts)[stays["replica"]]
+    stayed = (before[start + stays["last_leap"]] - before[start + stays["first_leap"]]) * stays["seats"]
+    read = per_token[leap_rows(leaps, chunks)] * chunks["new"]
+    return np.concatenate((stays["request"], chunks["request"])), np.concatenate((stayed, read))
+
+
+# -- one block of leaps of the same kind
+
+
+def _blocks(leaps: Columns) -> Iterator[tuple[Ints, bool, bool]]:
+    """(rows, somebody decodes, prompts are read): leaps of one kind, at most BLOCK at a time."""
+    decoding, reading = leaps["seats"] > 0, leaps["chunks"] > 0
+    for decode, read in ((True, False), (False, True), (True, True)):
+        rows = np.flatnonzero((decoding == decode) & (reading == read))
+        for start in range(0, len(rows), BLOCK):
+            yield rows[start : start + BLOCK], decode, read
+
+
+def _add_block(
+    rounds: Rounds,
+    books: Sequence[_Book],
+    leaps: Columns,
+    rows: Ints,
+    prompts: Prompted | None,
+    decoding: bool,
+    totals: Floats,
+    reads: Floats,
+) -> None:
+    """Put the mean round of the leaps ``rows`` into ``totals`` [ROWS, leaps] and ``reads`` [context, bytes]."""
+    seats: Any = leaps["seats"][rows] if decoding else 0
+    sums: Any = None
+    if decoding:
+        names = [name for name in leaps if name.startswith("sum_")]
+        sums = np.stack([leaps[name][rows] for name in names]) / leaps["rounds"][rows]
+    met: set[int] = set()
+    block = np.zeros((len(ROWS), len(rows)))
+    for one in rounds.policy.passes(seats, sums, prompts, rounds.windows):
+        block += books[one.model].rows(one.work)
+        if decoding and one.model not in met:
+            met.add(one.model)
+            reads[:, rows] += _cached(one.work, seats, books[one.model].cost, one.model == 0)
+    totals[:, rows] = block
+
+
+def _cached(work: Work, seats: Ints, cost: PassCost, target: bool) -> Floats:
+    """(longest context over attention kinds, a sequence; KV bytes cached) of a model's first pass with decodes."""
+    kinds = work.decode_reads or ()
+    held: Any = sum(r * size for r, size in zip(kinds, cost.kv_bytes_per_token, strict=True))
+    longest = np.maximum.reduce(list(kinds)) / seats if target else np.zeros(len(seats))
+    return np.stack([longest, held * cost.layout.devices])
+
+
+class _Book:
+    """Every quantity of ROWS for one model's passes; what depends on one count alone is looked up by it."""
+
+    def __init__(self, cost: PassCost) -> None:
+        self.cost = cost
+
+    def rows(self, work: Work) -> Floats:
+        """Shape [ROWS, n]; leading axes of the work (draft steps) are summed."""
+        steps = max((p.shape[0] for p in work.decode_pairs or () if np.ndim(p) == 2), default=1)
+        same = np.array_equal(work.tokens, work.logit_rows)
+        groups = [LINEAR] if same else [(name,) for name in LINEAR]
+        columns = [work.tokens] if same else [work.tokens, work.logit_rows]
+        total: Floats = self._attention(work)
+        for drivers, counts in zip(groups, columns, strict=True):
+            if np.any(counts):
+                total = total + steps * self._looked_up(drivers, np.asarray(counts))
+        return total
+
+    def _looked_up(self, drivers: Sequence[str], counts: NDArray[Any]) -> Floats:
+        """Kernels that follow one count, by its value; a mean count lies between two whole ones."""
+        low = counts.astype(np.int64)
+        rest = counts - low
+        seen = np.bincount(low, minlength=int(low.max()) + 2) > 0
+        seen[1:] |= seen[:-1]
+        place = np.cumsum(seen) - 1
+        table = self._table(drivers, np.flatnonzero(seen))
+        found: Floats = table.take(place[low], axis=1)
+        if np.any(rest):
+            found += rest * (table.take(place[low + 1], axis=1) - found)
+        return found
+
+    def _table(self, drivers: Sequence[str], counts: Ints) -> Floats:
+        work = Work(counts if "tokens" in drivers else 0, counts if "rows" in drivers else 0)
+        return self._total((op for op in self.cost.ops(work) if op.driver in drivers), counts.shape)
+
+    def _attention(self, work: Work) -> Floats:
+        """Everything else: attention, and what runs once per cached token."""
+        shape = np.broadcast_shapes(*(np.shape(c) for p in (work.decode_pairs, work.prefill_pairs) for c in p or ()))
+        total = self._total((op for op in self.cost.ops(work) if op.driver not in LINEAR), shape)
+        return total if total.ndim < 3 else total.sum(axis=1)
+
+    def _total(self, ops: Iterator[Op], shape: tuple[int, ...]) -> Floats:
+        total = np.zeros((len(ROWS), *shape))
+        for kernel in kernels(ops):
+            for row, value in zip(total, self._kernel(kernel), strict=True):
+                row += value
+        return total
+
+    def _kernel(self, kernel: list[Op]) -> list[Any]:
+        """The values of ROWS, in that order, for one kernel over its layers."""
+        device, place = self.cost.device, self.cost.placement
+        bound = on_device(kernel, device, place)
+        layers = kernel[0].layers
+        flops = [sum(op.flops for op in kernel if op.unit == unit) for unit in ("tensor", "vector")]
+        links = sum(op.link_bytes for op in kernel)
+        counts = (*flops, *hbm_bytes(kernel, place), onchip_bytes(kernel), links)
+        energy = joules(kernel, device, place) * self.cost.layout.devices
+        return [*bound.causes().values(), *(layers * c for c in counts), energy, bound.compute_s]
+
+
+def _scaled(rounds: Rounds, leaps: Columns, totals: Floats, reads: Floats, prefill_tokens: Ints) -> Accounts:
+    """Add host time, make the causes add up to the leap, add static power."""
+    host = np.array([rounds.host_s(int(s)) for s in range(int((leaps["seats"] + leaps["chunks"]).max(initial=0)) + 1)])
+    seconds = dict(zip(CAUSES, totals, strict=False))
+    seconds["host"] = host[leaps["seats"] + leaps["chunks"]] * leaps["rounds"]
+    duration_s = leaps["duration_ns"] * 1e-9
+    raw = sum(seconds.values())
+    scale = duration_s / np.where(raw > 0, raw, 1.0)
+    energy, devices = rounds.costs[0].device.energy, rounds.costs[0].layout.devices
+    idle_W = energy.idle_W * devices if energy is not None else float("nan")
+    rest = dict(zip(ROWS[len(CAUSES) :], totals[len(CAUSES) :], strict=True))
+    return Accounts(
+        seconds={name: value * scale for name, value in seconds.items()},
+        joules=rest.pop("joules") + idle_W * duration_s,
+        counts=rest,
+        context=np.where(leaps["seats"] > 0, reads[0], np.nan),
+        read_bytes=reads[1],
+        prefill_tokens=prefill_tokens,
+        idle_W=idle_W,
+    )

@@ -1,0 +1,294 @@
+"""The command line. Every command imports what it needs when it runs, so that help stays quick."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from sim.build import Built
+    from sim.scenario import Scenario
+
+app = typer.Typer(
+    help="How fast, how dear and how hot an LLM service will be under real traffic, and why.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+trace_app = typer.Typer(help="Look at traces.", no_args_is_help=True)
+app.add_typer(trace_app, name="trace")
+
+File = Annotated[str, typer.Argument(help="A scenario: a YAML file, or the name of a shipped one.", show_default=False)]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. --set policy.gamma=3.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command()
+def run(
+    file: File,
+    set_: Settings = None,
+    out: Annotated[str | None, typer.Option(help="Result folder; runs/NAME by default.", show_default=False)] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an earlier result in the folder.")] = False,
+    detailed: Annotated[bool, typer.Option(help="Per-request lists in bench.json, as --save-detailed writes.")] = False,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """Simulate a scenario: a table, one sentence, and a result folder."""
+    from analysis.store import check_target
+    from sim import show
+    from sim.build import build_scenario
+    from sim.run import simulate
+    from sim.scenario import Scenario, dump_json
+
+    scenario = Scenario.load(file, set_ or ())
+    folder = _folder(file, out)
+    check_target(folder, overwrite=overwrite)
+    built = _named(file, lambda: build_scenario(scenario))
+    with show.progress(scenario, hidden=quiet or as_json) as tick:
+        result = simulate(built, progress=tick)
+    saved = result.save(folder, overwrite=overwrite, detailed=detailed)
+    if as_json:
+        typer.echo(dump_json(result.metrics))
+    else:
+        show.result(result, saved)
+    if not result.complete:
+        for note in result.notes:
+            typer.echo(f"decodesim: {note}", err=True)
+        raise typer.Exit(130 if any("interrupted" in note for note in result.notes) else 1)
+
+
+@app.command()
+def explain(
+    file: File,
+    set_: Settings = None,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences that decode together.")] = 1,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt that is prefilled.")] = 1024,
+    context: Annotated[int, typer.Option(min=1, help="Tokens that a decoding sequence attends to.")] = 1024,
+    as_json: AsJson = False,
+) -> None:
+    """No simulation: memory, KV capacity, intensity and bound of every op, and what saturates first."""
+    from sim import show
+    from sim.ask import explain as ask
+
+    parts = _parts(file, set_)
+    answer = _named(file, lambda: ask(
+        parts.shape, parts.device, parts.precision, parts.layout, engine=parts.engine,
+        memory_fraction=parts.memory_fraction, batch=batch, prompt=prompt, context=context, draft=parts.draft,
+    ))  # fmt: skip
+    show.as_json(answer) if as_json else show.explanation(answer)
+
+
+@app.command()
+def roofline(
+    file: File,
+    plot: Annotated[str, typer.Option(help="Picture to write: .png, .svg or .pdf.", show_default=False)],
+    set_: Settings = None,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences that decode together.")] = 1,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt that is prefilled.")] = 1024,
+    context: Annotated[int, typer.Option(min=1, help="Tokens that a decoding sequence attends to.")] = 1024,
+) -> None:
+    """Draw the device's roofline with a dot for every op in prefill and decode."""
+    from analysis.plots import roofline as draw
+    from analysis.plots import save_figure
+    from sim.ask import explain as ask
+
+    parts = _parts(file, set_)
+    answer = _named(file, lambda: ask(
+        parts.shape, parts.device, parts.precision, parts.layout, engine=parts.engine,
+        memory_fraction=parts.memory_fraction, batch=batch, prompt=prompt, context=context, draft=parts.draft,
+    ))  # fmt: skip
+    save_figure(draw(answer.ops, parts.device, title=f"{answer.model} on {answer.device}, batch {batch}"), plot)
+    typer.echo(f"wrote {plot}")
+
+
+@app.command()
+def profiles(
+    name: Annotated[str | None, typer.Argument(help="A device, for all of its profile.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the hardware profiles, or print one with its sources."""
+    import hardware_profiles
+    from sim import show
+
+    if name is not None:
+        profile = hardware_profiles.load(name)
+        show.as_json(profile) if as_json else show.yaml_text(profile)
+        return
+    devices = [hardware_profiles.load(n) for n in hardware_profiles.names()]
+    show.as_json(devices) if as_json else show.devices(devices)
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the models that come along, with their parameter counts."""
+    from sim import show
+    from sim.build import load_shape
+    from workloads import models as shipped
+
+    shapes = [load_shape(name, "model") for name in shipped.names()]
+    show.as_json([{"name": s.name, "parameters": s.total_parameters} for s in shapes]) if as_json else show.models(shapes)
+
+
+@app.command()
+def scenarios() -> None:
+    """List the scenarios that come along."""
+    from sim import show
+    from sim.scenario import shipped_scenarios
+
+    show.scenarios({name: file.read_text().splitlines()[0].lstrip("# ") for name, file in shipped_scenarios().items()})
+
+
+@app.command()
+def policies(as_json: AsJson = False) -> None:
+    """List the ways of decoding with their options and sources."""
+    _list_plugins("sim.policies", as_json)
+
+
+@app.command()
+def variants(as_json: AsJson = False) -> None:
+    """List what can rewrite a forward pass, with options and sources."""
+    _list_plugins("sim.variants", as_json)
+
+
+@trace_app.command("info")
+def trace_info(
+    file: Annotated[str, typer.Argument(help="A trace: a file, or the name of a shipped one.", show_default=False)],
+    format: Annotated[str | None, typer.Option(help="Reader to use instead of sniffing.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Rows, rate, burstiness, lengths and prefix reuse of a trace."""
+    from sim import show
+    from workloads import describe, open_trace
+
+    facts = describe(open_trace(file, format=format))
+    show.as_json(facts) if as_json else show.facts(facts, title=str(facts["name"]))
+
+
+@trace_app.command("list")
+def trace_list() -> None:
+    """List the traces that come along."""
+    from sim import show
+    from workloads import shipped
+
+    show.traces(shipped())
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a scenario, for editors."""
+    from sim.scenario import dump_json
+    from sim.scenario import schema as scenario_schema
+
+    typer.echo(dump_json(scenario_schema()))
+
+
+@app.command()
+def compare(
+    a: File,
+    b: Annotated[str | None, typer.Argument(help="The other scenario; left out: A with --set.")] = None,
+    set_: Settings = None,
+    repeats: Annotated[int, typer.Option(min=1, max=1000, help="Seeds to pair; 1: moving blocks of one run.")] = 1,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of the intervals.")] = 0.95,
+    out: Annotated[str | None, typer.Option(help="Folder for compare.json and waterfall.png.")] = None,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """Two scenarios under the same luck: differences with confidence intervals, and what they are made of."""
+    from analysis.compare import compare as pair
+    from analysis.compare import save_comparison
+    from sim import show
+    from sim.scenario import Scenario
+
+    first = Scenario.load(a)
+    if b is None and not set_:
+        raise ValueError("compare: give a second scenario, or --set KEY=VALUE for what should differ")
+    second = Scenario.load(b or a, set_ or ())
+    labels = (a, b or f"{a} {' '.join(set_ or ())}")
+    with show.repeats(2 * repeats, hidden=quiet or as_json) as tick:
+        comparison = pair(first, second, labels, repeats=repeats, confidence=confidence, tick=tick)
+    if out is not None:
+        save_comparison(comparison, out)
+    show.as_json(comparison) if as_json else show.comparison(comparison)
+
+
+class _Parts:
+    """What explain and roofline need of a scenario; encoder models included, which no run serves."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        from sim.build import build_scenario, load_device, load_engine, load_precision, load_shape
+        from sim.analytic.cost import Layout
+
+        self.shape = load_shape(scenario.model, "model")
+        self.draft = None
+        if self.shape.encoder or not self.shape.layers:
+            self.device, self.engine = load_device(scenario.hardware), load_engine(scenario.engine)
+            self.precision, self.layout = load_precision(scenario), Layout(**scenario.layout.model_dump())
+            self.memory_fraction = scenario.kv.memory_fraction
+            return
+        built: Built = build_scenario(scenario)
+        self.device, self.engine, self.precision, self.layout = (
+            built.device, built.engine, built.precision, built.layout,
+        )  # fmt: skip
+        self.memory_fraction = built.scenario.kv.memory_fraction
+        self.draft = built.costs[1] if len(built.costs) > 1 else None
+
+
+def _parts(file: str, settings: list[str] | None) -> _Parts:
+    from sim.scenario import Scenario
+
+    scenario = Scenario.load(file, settings or ())
+    parts: _Parts = _named(file, lambda: _Parts(scenario))
+    return parts
+
+
+def _named(file: str, build: Any) -> Any:
+    """Run ``build``; its errors begin with the file they are about."""
+    try:
+        return build()
+    except ValueError as error:
+        if str(error).startswith(file):
+            raise
+        raise type(error)(f"{file}: {error}") from None
+
+
+def _folder(file: str, out: str | None) -> str:
+    """Where results go: what was asked for, or a new folder under runs/."""
+    if out is not None:
+        return out
+    base = Path("runs") / Path(file).stem
+    number, folder = 1, base
+    while folder.exists():
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return str(folder)
+
+
+def _list_plugins(package: str, as_json: bool) -> None:
+    from sim import show
+    from sim.plugin import catalogue
+
+    rows = catalogue(package)
+    show.as_json(rows) if as_json else show.plugins(rows)
+
+
+def main() -> None:
+    """Entry point: bad input is one line on stderr and exit status 2; a closed pipe is no error."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            sys.stderr.close()
+            sys.exit(0)
+        line = " ".join(str(error).split())
+        typer.echo(f"decodesim: error: {line}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

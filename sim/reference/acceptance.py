@@ -1,0 +1,153 @@
+"""Acceptance of a draft by a target, measured on one text and used to predict another.
+
+The first text is sampled by the target alone and replayed (:mod:`sim.reference.replay`); on the second, disjoint
+prompts, the speculative sampler itself is run. The table says what the i.i.d. formula and the survival vector predict
+of the tokens per round that were really gained.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from sim.reference.decoding import Generation, Tokens, decode
+from sim.reference.replay import (
+    acceptance_probabilities,
+    bootstrap_sums,
+    iid_survival,
+    mean_beta,
+    survival_interval,
+    survival_vector,
+)
+from sim.reference.sampling import Floats, Sampler
+from sim.reference.transformer import Transformer
+from sim.reference.twins import autoregressive, speculative
+
+
+def betas_of(
+    generations: Sequence[Generation], target: Transformer, draft: Transformer, sampler: Sampler
+) -> list[Floats]:
+    """Acceptance probability of each token after the first of texts that ``target`` sampled with ``sampler``.
+
+    The first output token belongs to the prefill, which drafts nothing: rounds start at the second.
+    """
+    out = []
+    for g in generations:
+        text, first = np.array([*g.prompt, *g.tokens]), len(g.prompt) + 1
+        p, q = (teacher_forced(model, text[:-1], sampler)[first - 1 :] for model in (target, draft))
+        out.append(acceptance_probabilities(p, q, text[first:]))
+    return out
+
+
+def teacher_forced(model: Transformer, text: Tokens, sampler: Sampler) -> Floats:
+    """What ``model`` would sample from after each token of a text, [n] -> [n, V]."""
+    return sampler.probabilities(model.forward([text], model.new_cache(1), rows="all"))
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Tokens per round: measured by the sampler on the second prompts, predicted from the first.
+
+    ``low`` and ``high`` bound, at 95 %, what the sampler should measure given the first text: both texts' block
+    bootstrap, widths added in quadrature. ``truncated`` takes the survival vector at the largest gamma and cuts it,
+    as a simulator does that draws once for all gammas.
+    """
+
+    target: str
+    draft: str
+    temperature: float
+    gamma: int
+    alpha: float
+    measured: float
+    iid: float
+    survival: float
+    low: float
+    high: float
+    truncated: float
+    rounds: int
+
+    @property
+    def iid_error(self) -> float:
+        """Relative error of the i.i.d. formula."""
+        return self.iid / self.measured - 1
+
+    @property
+    def survival_error(self) -> float:
+        """Relative error of the survival vector's prediction."""
+        return self.survival / self.measured - 1
+
+    @property
+    def holds(self) -> bool:
+        """Whether the measured value lies in the stated interval."""
+        return self.low <= self.measured <= self.high
+
+
+def forecasts(
+    target: Transformer,
+    draft: Transformer,
+    first: Sequence[Tokens],
+    second: Sequence[Tokens],
+    *,
+    gammas: Sequence[int] = (1, 2, 4, 8),
+    temperature: float = 1.0,
+    new_tokens: int = 128,
+    seed: int = 0,
+) -> list[Forecast]:
+    """Measure acceptance on text that follows the ``first`` prompts; run the sampler on the ``second``; compare."""
+    sampler = Sampler(temperature)
+    texts = decode(autoregressive.Twin(), target, first, new_tokens, sampler=sampler, seed=seed)
+    betas = betas_of(texts, target, draft, sampler)
+    longest = survival_vector(betas, max(gammas))
+    alpha = mean_beta(betas)
+    rows = []
+    for gamma in gammas:
+        s = survival_interval(betas, gamma, seed=seed)
+        twin = speculative.Twin(draft, gamma)
+        runs = decode(twin, target, second, new_tokens, sampler=sampler, seed=seed + 1)
+        measured, sd, rounds = tokens_per_round(runs, gamma, seed)
+        margin = np.hypot(s.tokens_per_round_high - s.tokens_per_round_low, 2 * 1.96 * sd) / 2
+        iid, cut = (1 + float(v.sum()) for v in (iid_survival(alpha, gamma), longest[:gamma]))
+        predicted = s.tokens_per_round
+        names = (target.shape.name, draft.shape.name)
+        low, high = predicted - float(margin), predicted + float(margin)
+        rows.append(Forecast(*names, temperature, gamma, alpha, measured, iid, predicted, low, high, cut, rounds))
+    return rows
+
+
+def tokens_per_round(runs: Sequence[Generation], gamma: int, seed: int = 0) -> tuple[float, float, int]:
+    """Mean over all rounds that could keep every draft, its standard deviation by bootstrap over runs, and rounds.
+
+    Rounds that start within gamma tokens of the limit are left out, however they went: taking only those that happened
+    to end in time would favour short ones.
+    """
+    sums = np.zeros((len(runs), 2))
+    for i, run in enumerate(runs):
+        starts = np.cumsum([len(r.emitted) for r in run.rounds])[:-1]
+        whole = [r for at, r in zip(starts, run.rounds[1:], strict=True) if at + gamma + 1 <= len(run.tokens)]
+        sums[i] = len(whole), sum(len(r.emitted) for r in whole)
+    total = sums.sum(axis=0)
+    draws = bootstrap_sums(sums, 1000, seed)
+    sd = float((draws[:, 1] / np.maximum(draws[:, 0], 1)).std(ddof=1))
+    return float(total[1] / total[0]), sd, int(total[0])
+
+
+def prompts_of(ids: Sequence[int], count: int, tokens: int) -> list[Tokens]:
+    """``count`` prompts spread evenly over a text."""
+    starts = np.linspace(0, len(ids) - tokens, count).astype(int)
+    return [np.asarray(ids[s : s + tokens], dtype=np.int64) for s in starts]
+
+
+def write_forecasts(rows: Iterable[Forecast], path: Path) -> None:
+    """Write the table as CSV, errors beside the values, whole or not at all."""
+    draft = path.with_name(path.name + ".tmp")
+    with draft.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*(f.name for f in fields(Forecast)), "iid_error", "survival_error", "holds"])
+        for r in rows:
+            values = [*astuple(r), r.iid_error, r.survival_error, int(r.holds)]
+            writer.writerow([f"{v:.5g}" if isinstance(v, float) else v for v in values])
+    draft.replace(path)

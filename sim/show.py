@@ -1,0 +1,255 @@
+"""What a terminal shows: tables, bars and sentences from plain values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from sim.scenario import dump_json
+
+if TYPE_CHECKING:
+    from sim.analytic.model import ModelShape
+    from sim.ask import Explanation
+    from sim.run import Result
+    from sim.scenario import Scenario
+
+EVERY = 256  # arrivals between two looks at the progress bar
+
+
+def console() -> Console:
+    """Standard output, at least 100 columns wide where it is no terminal."""
+    out = Console(highlight=False, soft_wrap=False)
+    return out if out.is_terminal else Console(highlight=False, width=max(100, out.width))
+
+
+@contextmanager
+def progress(scenario: Scenario, hidden: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr that counts arrivals; the callback is cheap enough for every request."""
+    total = _expected(scenario.workload)
+    bar = _bar(hidden)
+    with bar:
+        task = bar.add_task("simulating", total=total)
+
+        def tick(arrived: int) -> None:
+            if arrived % EVERY == 0:
+                bar.update(task, completed=arrived)
+
+        yield tick
+        bar.update(task, completed=total if total is not None else 0)
+
+
+@contextmanager
+def repeats(total: int, hidden: bool) -> Iterator[Callable[[], None]]:
+    """A bar on stderr that counts runs."""
+    bar = _bar(hidden)
+    with bar:
+        task = bar.add_task("simulating", total=total)
+        yield lambda: bar.advance(task)
+
+
+def _bar(hidden: bool) -> Progress:
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    )  # fmt: skip
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden)
+
+
+def _expected(spec: Mapping[str, Any]) -> int | None:
+    requests = spec.get("requests")
+    if isinstance(requests, int):
+        return requests
+    if "trace" not in spec or "duration_s" in spec or "end_s" in spec:
+        return None
+    from workloads import shipped
+
+    known = shipped().get(str(spec["trace"]))
+    return getattr(known, "rows", None)
+
+
+def as_json(value: Any) -> None:
+    """Print a value as JSON; dataclasses become mappings."""
+    typer.echo(dump_json(_jsonable(value)))
+
+
+def _jsonable(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _jsonable(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(k): _jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(v) for v in value]
+    return value.item() if hasattr(value, "item") and not isinstance(value, str) else value
+
+
+def yaml_text(value: Any) -> None:
+    """Print a mapping as YAML."""
+    import yaml
+
+    typer.echo(yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip())
+
+
+def number(value: Any) -> str:
+    """A number for people: three or four digits that matter."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return str(value)
+    if isinstance(value, int) or float(value).is_integer():
+        return f"{int(value):,}"
+    size = abs(value)
+    return f"{value:,.0f}" if size >= 1000 else f"{value:.4g}" if size >= 1e-3 else f"{value:.2e}"
+
+
+def grid(title: str, head: list[str], rows: list[list[Any]]) -> None:
+    """A table with the first column to the left and numbers to the right."""
+    if title:
+        console().print(title, style="bold")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, show_header=any(head))
+    for i, column in enumerate(head):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, str) else number(cell) for cell in row))
+    console().print(table)
+
+
+def facts(values: Mapping[str, Any], title: str) -> None:
+    """Nested facts as two columns."""
+    rows: list[list[Any]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            rows += [[f"{key}.{inner}", v] for inner, v in value.items()]
+        else:
+            rows.append([key, value])
+    grid(title, ["", ""], rows)
+
+
+def result(result: Result, folder: str) -> None:
+    """The table of a run, its sentence, its warnings, and where the rest lies."""
+    from analysis.verdict import verdict
+
+    metrics, out = result.metrics, console()
+    latency = metrics["latency"]
+    columns = ["mean", "p50", "p90", "p99"]
+    names = {"ttft_ms": "TTFT (ms)", "tpot_ms": "TPOT (ms)", "itl_ms": "ITL (ms)", "e2el_ms": "E2EL (ms)"}
+    scenario = result.scenario
+    title = f"{scenario.model} on {scenario.replicas} x {scenario.hardware}, {result.built.policy.name}"
+    grid(title, ["", *columns], [[label, *(latency[key][c] for c in columns)] for key, label in names.items()])
+    out.print()
+    grid("", ["", ""], [[label, value] for label, value in _throughput(metrics)])
+    out.print()
+    phases = metrics["phases"]
+    causes = sorted({c for phase in phases.values() for c in phase["share"]})
+    rows = [[name, p["busy_s"], p["mfu"], p["mbu"], *(f"{100 * p['share'].get(c, 0):.1f} %" for c in causes)] for name, p in phases.items()]
+    grid("what bound each phase", ["phase", "busy (s)", "MFU", "MBU", *causes], rows)
+    out.print()
+    out.print(verdict(result))
+    for warning in metrics["warnings"]:
+        out.print(f"warning: {warning}")
+    out.print(f"results: {folder}", soft_wrap=True)
+
+
+def _throughput(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    wanted = {
+        "requests": "requests", "finished": "finished", "rejected": "rejected",
+        "duration_s": "duration (s)", "request_throughput": "requests per second",
+        "output_throughput": "output tokens per second", "goodput": "goodput (requests/s within the SLO)",
+        "slo_attainment": "share of requests within the SLO", "utilisation": "utilisation",
+        "acceptance_rate": "acceptance rate", "joules_per_output_token": "joules per output token",
+        "usd_per_million_output_tokens": "dollars per million output tokens",
+    }  # fmt: skip
+    return [(label, metrics[key]) for key, label in wanted.items() if metrics.get(key) is not None]
+
+
+def explanation(answer: Explanation) -> None:
+    """Memory, times, ops and limits of `explain`."""
+    out = console()
+    title = f"{answer.model} ({number(answer.parameters)} parameters) on {answer.device}"
+    grid(title, ["memory of one device", "GB"], [[what, size / 1e9] for what, size in answer.budget.lines])
+    out.print()
+    grid("KV cache", ["", ""], [
+        ["bytes a token", answer.kv_bytes_per_token],
+        ["tokens that fit", answer.kv_tokens],
+        [f"sequences of {answer.context} tokens that fit", answer.kv_sequences],
+    ])  # fmt: skip
+    out.print()
+    grid("one pass", ["", ""], [
+        [f"prefill of {answer.prompt} tokens (ms)", answer.prefill_s * 1e3],
+        [f"decode, batch {answer.batch}, context {answer.context} (ms)", answer.decode_s * 1e3],
+        ["output tokens per second", answer.tokens_per_s],
+        ["ridge point (FLOP per byte)", answer.ridge_point],
+    ])  # fmt: skip
+    out.print()
+    rows = [
+        [o.op, o.phase, o.flops / 1e9, o.hbm_bytes / 1e6, o.intensity, o.seconds * 1e6, o.bound] for o in answer.ops
+    ]
+    grid("ops", ["op", "phase", "GFLOP", "HBM MB", "FLOP/byte", "us", "bound"], rows)
+    out.print()
+    for limit in answer.limits:
+        when = f"at batch {number(limit.batch)}" if limit.batch is not None else "not with batch"
+        out.print(f"saturates: {limit.what} {when}")
+    for note in answer.notes:
+        out.print(f"note: {note}")
+
+
+def devices(profiles: list[dict[str, Any]]) -> None:
+    """The list of hardware profiles."""
+    rows = []
+    for p in profiles:
+        peaks = p["peak_TFLOPs"]
+        best = peaks.get("bf16") or peaks.get("fp16") or peaks.get("fp32")
+        memory = p["memory"]
+        rows.append([
+            p["name"], p["year"], memory["capacity_GB"], memory["bandwidth_GBps"], best, p["power"]["tdp_W"],
+            p["price"]["usd_per_hour"],
+        ])  # fmt: skip
+    grid("hardware profiles", ["name", "year", "GB", "GB/s", "TFLOP/s (16 bit)", "W", "$/h"], [
+        [r[0], str(r[1]), *r[2:]] for r in rows
+    ])  # fmt: skip
+
+
+def models(shapes: list[ModelShape]) -> None:
+    """The list of shipped models."""
+    grid("models", ["name", "parameters", "layers", "width", "context"], [
+        [s.name, s.total_parameters, len(s.layers) or len(s.encoder), s.d_model, s.max_context] for s in shapes
+    ])  # fmt: skip
+
+
+def scenarios(named: Mapping[str, str]) -> None:
+    """The list of shipped scenarios."""
+    grid("scenarios", ["name", "what"], [[name, about] for name, about in named.items()])
+
+
+def traces(shipped: Mapping[str, Any]) -> None:
+    """The list of shipped traces."""
+    grid("traces", ["name", "licence", "source"], [[n, t.licence, t.source] for n, t in shipped.items()])
+
+
+def plugins(rows: list[dict[str, Any]]) -> None:
+    """Policies or variants with their options."""
+    for row in rows:
+        options = ", ".join(f"{k}={v!r}" for k, v in row["options"].items()) or "no options"
+        console().print(f"[bold]{row['name']}[/bold] ({options})", markup=True)
+        console().print(f"  {row['about']}\n")
+
+
+def comparison(comparison: Any) -> None:
+    """Differences with intervals, and the waterfall."""
+    c = comparison
+    rows = [[d.metric, d.a, d.b, d.difference, f"[{number(d.low)}, {number(d.high)}]"] for d in c.differences]
+    grid(f"{c.labels[0]}  ->  {c.labels[1]}", ["", "A", "B", "B - A", f"{100 * c.confidence:g} % interval"], [
+        [r[0], *r[1:4], r[4]] for r in rows
+    ])  # fmt: skip
+    console().print()
+    grid("mean E2EL (ms), and what the difference is made of", ["", "A", "B", "B - A"], [
+        [w.cause, w.a_ms, w.b_ms, w.difference_ms] for w in c.waterfall
+    ])  # fmt: skip
+    console().print(c.sentence)
