@@ -182,7 +182,7 @@ def _cached(work: Work, seats: Ints, cost: PassCost, target: bool) -> Floats:
     kinds = work.decode_reads or ()
     held: Any = sum(r * size for r, size in zip(kinds, cost.kv_bytes_per_token, strict=True))
     longest = np.maximum.reduce(list(kinds)) / seats if target else np.zeros(len(seats))
-    return np.stack([longest, held * cost.layout.devices])
+    return np.stack([longest, held])
 
 
 class _Book:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Literal
 
@@ -153,8 +153,18 @@ def explain(
 
 
 def roofline_points(cost: PassCost, works: Mapping[str, Work]) -> list[OpView]:
-    """The ops of several passes, each labelled by its key: ``pandas.DataFrame(roofline_points(...))`` plots."""
-    return [point for phase, work in works.items() for point in view(cost, work, phase)]
+    """The kernels of several passes, each labelled by its key; none lies above the roof.
+
+    Fused ops are one point, named after the kernel, since they overlap; FLOPs are those of the matrix products where
+    the kernel has some. ``pandas.DataFrame(roofline_points(...))`` is ready to plot.
+    """
+    points: list[OpView] = []
+    for phase, work in works.items():
+        merged: dict[str, OpView] = {}
+        for kernel, bound in cost.bounds(work):
+            _gather(merged, _fused(kernel, list(_points(cost, kernel, bound, phase))))
+        points += merged.values()
+    return points
 
 
 def view(cost: PassCost, work: Work, phase: str) -> list[OpView]:
@@ -162,7 +172,7 @@ def view(cost: PassCost, work: Work, phase: str) -> list[OpView]:
     merged: dict[str, OpView] = {}
     for kernel, bound in cost.bounds(work):
         for point in _points(cost, kernel, bound, phase):
-            merged[point.op] = _merge(merged[point.op], point) if point.op in merged else point
+            _gather(merged, point)
     return list(merged.values())
 
 
@@ -203,6 +213,21 @@ def _points(cost: PassCost, kernel: list[Op], bound: Bound, phase: str) -> Itera
             seconds=share * float(bound.seconds),
             bound=cause,
         )
+
+
+def _fused(kernel: list[Op], points: list[OpView]) -> OpView:
+    """The points of one kernel as one."""
+    main = next((point for point in points if point.unit == "tensor"), points[0])
+    total = points[0]
+    for point in points[1:]:
+        total = _merge(total, point)
+    name = kernel[0].kernel.split("/")[-1] if len(points) > 1 else main.op
+    flops = sum(point.flops for point in points if point.unit == main.unit)
+    return replace(total, op=name, unit=main.unit, format=main.format, flops=flops)
+
+
+def _gather(merged: dict[str, OpView], point: OpView) -> None:
+    merged[point.op] = _merge(merged[point.op], point) if point.op in merged else point
 
 
 def _merge(a: OpView, b: OpView) -> OpView:

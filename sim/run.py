@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sim.account import Accounts, account
 from sim.build import Built, build_scenario
 from sim.request import Request
 from sim.scenario import Scenario
@@ -52,22 +53,37 @@ class Result:
         return self.built.scenario
 
     @cached_property
+    def accounts(self) -> Accounts:
+        """Where the time and the energy went, by leap."""
+        return account(self.built.setup.rounds, self.recorder.leaps.frame(), self.recorder.chunks.frame())
+
+    @cached_property
+    def request_columns(self) -> dict[str, Any]:
+        """The request table as NumPy columns, masked where a value is unknown."""
+        from analysis.requests import request_columns
+
+        return request_columns(self)
+
+    @cached_property
+    def round_columns(self) -> dict[str, Any]:
+        """The round table as NumPy columns, likewise."""
+        from analysis.rounds import round_columns
+
+        return round_columns(self)
+
+    @cached_property
     def requests(self) -> pd.DataFrame:
         """One row a request, sorted by id; columns as in ``requests.parquet``."""
         import pandas as pd
 
-        from analysis.requests import request_columns
-
-        return pd.DataFrame(request_columns(self))
+        return pd.DataFrame(self.request_columns)
 
     @cached_property
     def rounds(self) -> pd.DataFrame:
         """One row a leap of ``n_rounds`` equal rounds; columns as in ``rounds.parquet``."""
         import pandas as pd
 
-        from analysis.rounds import round_columns
-
-        return pd.DataFrame(round_columns(self))
+        return pd.DataFrame(self.round_columns)
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -81,6 +97,19 @@ class Result:
         import pandas as pd
 
         return pd.DataFrame(self.metrics["latency"]).T
+
+    def bare_events_per_s(self, events: int = 20_000) -> float:
+        """Bare SimPy events (a process that only waits) per CPU second of this machine, measured now."""
+        env = type(Cluster(self.built.setup, 1, self.built.router, iter(())).env)(0)
+
+        def waits() -> Iterator[Any]:
+            for _ in range(events):
+                yield env.timeout(1)
+
+        env.process(waits())  # type: ignore[arg-type]
+        start_s = time.process_time()
+        env.run()
+        return events / max(time.process_time() - start_s, 1e-9)
 
     def save(self, folder: str, **options: Any) -> str:
         """Write the result folder, beside and then renamed; returns its path. Raises ValueError."""
@@ -141,10 +170,10 @@ class _Traffic:
     def arrivals(self) -> Iterator[Request] | ClosedLoop:
         if "concurrency" in self.spec:
             return self._closed()
-        return self._requests(workload(self.spec, self.seed))
+        return self._requests(workload(self.spec, self.seed, dropped=self.dropped))
 
     def _closed(self) -> ClosedLoop:
-        stream = lengths(self.spec, self.seed)
+        stream = lengths(self.spec, self.seed, dropped=self.dropped)
         if "requests" not in self.spec and "trace" not in self.spec:
             raise ValueError("workload: requests: missing: a closed loop needs to know when it is over")
         requests = list(self._requests(stream))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -18,13 +19,17 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from hardware_profiles.strict_yaml import read
+from hardware_profiles.strict_yaml import read, value
+from sim.plain import beside, plain
 from sim.plugin import suggest
+from workloads.errors import shown
 
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Choice = str | dict[str, Any]
+MOST_REPLICAS = 10_000  # some 70 kB each
+PLUGINS = ("policy", "scheduler", "router")
 
 
 class _Part(BaseModel):
@@ -37,7 +42,7 @@ class _Part(BaseModel):
     def _no_flags_for_numbers(cls, value: Any, info: Any) -> Any:
         wanted = cls.model_fields[info.field_name].annotation if info.field_name else None
         if isinstance(value, bool) and wanted is not bool:
-            raise ValueError("a yes or no where something else belongs")
+            raise ValueError("true and false are allowed only where a key is a switch")
         return value
 
 
@@ -66,7 +71,7 @@ class KvPart(_Part):
 
     mode: Literal["paged", "reserved"] = "paged"
     block_tokens: Annotated[int, Field(strict=True, ge=1, le=4096)] = 16
-    memory_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    memory_fraction: Annotated[float, Field(strict=True, gt=0, le=1)] | None = None
     watermark: Fraction = 0.0
     reserve_tokens: Count | None = None
 
@@ -77,7 +82,7 @@ class SloPart(_Part):
     ttft_ms: Positive | None = None
     tpot_ms: Positive | None = None
     e2el_ms: Positive | None = None
-    percentile: Annotated[float, Field(gt=0, lt=100)] = 99
+    percentile: Annotated[float, Field(strict=True, gt=0, lt=100)] = 99
 
 
 class Scenario(_Part):
@@ -92,33 +97,35 @@ class Scenario(_Part):
     policy: Choice = "autoregressive"
     scheduler: Choice | None = None
     kv: KvPart = KvPart()
-    replicas: Count = 1
+    replicas: Annotated[int, Field(strict=True, ge=1, le=MOST_REPLICAS)] = 1
     router: Choice = "round_robin"
     workload: dict[str, Any]
     slo: SloPart = SloPart()
-    warmup_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    warmup_s: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 0.0
     seed: Annotated[int, Field(strict=True, ge=0, lt=1 << 63)] = 0
 
     @classmethod
     def load(cls, name_or_path: str | PathLike[str], settings: Iterable[str] = ()) -> Scenario:
         """The scenario in a YAML file, or a shipped one by name; ``settings`` are ``key.path=value`` overrides.
 
-        Raises ValueError, one line naming file, key, value and what is allowed.
+        Paths in the file are relative to it, paths in ``settings`` to the working folder. Raises ValueError, one line
+        naming file, key, value and what is allowed.
         """
         file, label = _locate(str(name_or_path))
         data = read(file, label)
+        if isinstance(file, Path):
+            data = beside(data, file.parent)
         for setting in settings:
             override(data, setting)
-        return cls.parse(data, label, base=Path(label).parent if isinstance(file, Path) else None)
+        return cls.parse(data, label)
 
     @classmethod
-    def parse(cls, data: Mapping[str, Any], label: str = "scenario", base: Path | None = None) -> Scenario:
-        """Check a mapping; paths in it are relative to ``base``. Raises ValueError, one line."""
+    def parse(cls, data: Mapping[str, Any], label: str = "scenario") -> Scenario:
+        """Check a mapping, whose paths are relative to the working folder. Raises ValueError, one line."""
         try:
-            scenario = cls.model_validate(_absolute(data, base))
+            return cls.model_validate(plain(data, label))
         except ValidationError as error:
             raise ValueError(f"{label}: {_one_line(error)}") from None
-        return scenario
 
     def with_settings(self, settings: Iterable[str]) -> Scenario:
         """A copy with ``key.path=value`` overrides. Raises ValueError."""
@@ -145,19 +152,22 @@ def override(data: dict[str, Any], setting: str) -> None:
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise ValueError(f"--set {setting[:80]!r}: must be key=value, as in --set workload.rate_scale=2")
-    try:
-        value = yaml.safe_load(text) if len(text) < 10_000 else text
-    except yaml.YAMLError:
-        raise ValueError(f"--set {path}: {text[:60]!r} is not a YAML value") from None
-    for key in keys[:-1]:
+    new = value(text, f"--set {path}")
+    for depth, key in enumerate(keys[:-1]):
         inner = data.get(key)
-        if isinstance(inner, str) and key in ("policy", "scheduler", "router"):
-            inner = {"name": inner}
+        if depth == 0 and key in PLUGINS:
+            inner = _options(key, inner)
         if inner is not None and not isinstance(inner, dict):
-            raise ValueError(f"--set {path}: {key} holds {inner!r}, which has no keys")
+            raise ValueError(f"--set {path}: {key} holds {shown(inner)}, which has no keys")
         data[key] = dict(inner or {})
         data = data[key]
-    data[keys[-1]] = value
+    data[keys[-1]] = new
+
+
+def _options(key: str, said: Any) -> Any:
+    """A plug-in's options, where the scenario gives its name alone or leaves it at the default."""
+    name = Scenario.model_fields[key].default if said is None else said
+    return {"name": name} if isinstance(name, str) else name
 
 
 def schema() -> dict[str, Any]:
@@ -170,29 +180,14 @@ def schema() -> dict[str, Any]:
 
 def _locate(name: str) -> tuple[Traversable, str]:
     path = Path(name)
-    if name.endswith((".yaml", ".yml")) or path.is_file():
+    if name.endswith((".yaml", ".yml")) or os.path.isfile(name):
         return path, name
     known = shipped_scenarios()
     if name in known:
         return known[name], name
-    if "/" in name or path.exists():
-        raise ValueError(f"{name}: a scenario is a YAML file or one of {', '.join(known)}")
+    if "/" in name or os.path.exists(name):
+        raise ValueError(f"{name[:200]}: no such file; a scenario is a YAML file or one of {', '.join(known)}")
     raise ValueError(f"no scenario {name[:80]!r}: a YAML file or one of {', '.join(known)}{suggest(name, known)}")
-
-
-def _absolute(data: Mapping[str, Any], base: Path | None) -> dict[str, Any]:
-    """Paths of files named in a scenario are relative to that scenario."""
-    out = dict(data)
-    if base is None:
-        return out
-    for key in ("model", "hardware", "engine"):
-        value = out.get(key)
-        if isinstance(value, str) and ("/" in value or value.endswith((".json", ".yaml"))):
-            out[key] = str(base / value)
-    workload = out.get("workload")
-    if isinstance(workload, Mapping) and isinstance(workload.get("trace"), str) and "/" in workload["trace"]:
-        out["workload"] = {**workload, "trace": str(base / workload["trace"])}
-    return out
 
 
 def _one_line(error: ValidationError) -> str:
@@ -205,7 +200,8 @@ def _one_line(error: ValidationError) -> str:
     if kind == "missing":
         return f"{key}: missing; every scenario needs model, hardware and workload"
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    return f"{key}: {str(first.get('input'))[:80]!r}: {message[:1].lower()}{message[1:]}"
+    message = message.replace("dictionary or instance of ", "mapping, not ").split(", unable to parse")[0]
+    return f"{key}: {shown(first.get('input'))}: {message[:1].lower()}{message[1:]}"
 
 
 def _fields_at(path: list[str]) -> list[str]:

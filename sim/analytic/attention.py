@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.analytic.roofline import Bound, combine
+from sim.analytic.roofline import Bound, combine, larger
 from sim.analytic.tables import Table
 
 __all__ = ["AttentionCost"]
@@ -50,22 +50,23 @@ class AttentionCost:
         token, token_J = evaluate(0, 0, 1)
         kv_J = read_J * pair.kv_s / read.kv_s if pair.kv_s and read.kv_s else 0.0
         spill = Table(lambda n: _spilled(evaluate(0, 0, n), n, token_J))
-        part = cls(
-            pair.p, float(max(pair.overhead_s, read.overhead_s)), pair.compute_s, read.kv_s, pair.kv_s,
-            read.onchip_s, pair.onchip_s, token.onchip_s, pair_J - kv_J, read_J, kv_J, token_J, spill, spill_from,
+        coefficients = (
+            pair.p, max(pair.overhead_s, read.overhead_s), pair.compute_s, read.kv_s, pair.kv_s,
+            read.onchip_s, pair.onchip_s, token.onchip_s, pair_J - kv_J, read_J, kv_J, token_J,
         )  # fmt: skip
+        part = cls(*map(float, coefficients), spill, spill_from)
         return part if part._agrees(evaluate) else None
 
     def seconds(self, pairs: Count, reads: Count, tokens: Count, token_limit: float = inf) -> Count:
         """Seconds of the kernel; elementwise over rounds. ``token_limit``: more than any entry of ``tokens``."""
         memory = reads * self.read_s
         if self.tile_s:
-            memory = np.maximum(memory, pairs * self.tile_s)
+            memory = larger(memory, pairs * self.tile_s)
         if self.spill_from < token_limit:
             memory = memory + self.spill.seconds(tokens)
         busy = combine(pairs * self.pair_s, memory, self.p)
         if self.onchip_read_s or self.onchip_token_s:
-            busy = np.maximum(busy, self._onchip_s(pairs, reads, tokens))
+            busy = larger(busy, self._onchip_s(pairs, reads, tokens))
         if self.floor_s:
             busy = busy + self.floor_s * ((pairs if self.pair_s else reads) > 0)
         return busy
@@ -73,7 +74,7 @@ class AttentionCost:
     def _onchip_s(self, pairs: Count, reads: Count, tokens: Count) -> Count:
         onchip = reads * self.onchip_read_s
         if self.onchip_tile_s:
-            onchip = np.maximum(onchip, pairs * self.onchip_tile_s)
+            onchip = larger(onchip, pairs * self.onchip_tile_s)
         return onchip + tokens * self.onchip_token_s
 
     def joules(self, pairs: Count, reads: Count, tokens: Count, token_limit: float = inf) -> Count:

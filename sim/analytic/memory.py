@@ -76,9 +76,7 @@ def memory_budget(
     return MemoryBudget(capacity_bytes, (*parts, ("KV pool", pool), ("reserve", reserve)))
 
 
-def _refusal(
-    name: str, capacity: float, parts: tuple[tuple[str, float], ...], reserve: float, least_kv: float
-) -> str:
+def _refusal(name: str, capacity: float, parts: tuple[tuple[str, float], ...], reserve: float, least_kv: float) -> str:
     wanted = [(what, size) for what, size in (*parts, ("reserve", reserve), ("least KV", least_kv)) if size]
     added = " + ".join(f"{what} {show_bytes(size)}" for what, size in wanted)
     total = sum(size for _, size in wanted)

@@ -14,10 +14,17 @@ from sim.analytic.hardware import Device, Terms
 from sim.analytic.ops import Op
 from sim.analytic.placement import Placement
 
-__all__ = ["CAUSES", "Bound", "combine", "joules", "kernels", "on_device"]
+__all__ = ["CAUSES", "Bound", "combine", "joules", "kernels", "larger", "on_device"]
 
 Count = Any
 CAUSES = ("weights", "kv", "activations", "compute", "onchip", "link", "overhead")
+
+
+def larger(a: Count, b: Count) -> Count:
+    """``np.maximum``, without its overhead for two Python floats."""
+    if type(a) is float and type(b) is float:
+        return a if a >= b else b
+    return np.maximum(a, b)
 
 
 def combine(a: Count, b: Count, p: float) -> Count:
@@ -26,9 +33,11 @@ def combine(a: Count, b: Count, p: float) -> Count:
     Written as ``m * (1 + (min/max)^p)^(1/p)``, which does not underflow; elementwise, the same bits for any length.
     """
     if p == inf:
-        return np.maximum(a, b)
+        return larger(a, b)
     if p == 1:
         return a + b
+    if isinstance(a, float) and isinstance(b, float):  # np.power of a scalar and of an array differ in the last bit
+        return float(combine(np.array([a]), np.array([b]), p)[0])
     high, low = np.maximum(a, b), np.minimum(a, b)
     ratio = low / np.maximum(high, 1e-300)
     return high * np.power(1.0 + np.power(ratio, p), 1.0 / p)

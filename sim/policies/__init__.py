@@ -18,6 +18,7 @@ from sim.analytic.work import Work, pairs_of, reads_of
 
 IntArray = NDArray[np.int64]
 Windows = tuple[int | None, ...]
+Totals = IntArray | list[int]
 
 
 class Draws(Protocol):
@@ -82,12 +83,13 @@ class Policy(Protocol):
         ...
 
     def passes(
-        self, seats: Any, totals: IntArray | None, prompts: Prompts | None, windows: tuple[Windows, ...]
+        self, seats: Any, totals: Totals | None, prompts: Prompts | None, windows: tuple[Windows, ...]
     ) -> Iterable[Pass]:
         """The passes of a round with ``seats`` decoding sequences.
 
-        ``totals`` of the channels have shape [channels, rounds]; None where nobody decodes. ``prompts`` is None where
-        no prompt is read. Accounting calls this with arrays of many rounds for ``seats``, so it must broadcast.
+        ``totals`` of the channels have shape [channels, rounds], or are whole numbers for a single round; None where
+        nobody decodes. ``prompts`` is None where no prompt is read. Accounting calls this with arrays of many rounds
+        for ``seats``, so it must broadcast.
         """
         ...
 
@@ -95,6 +97,8 @@ class Policy(Protocol):
 _RAMP = np.arange(1 << 16, dtype=np.int64)
 _ONES = np.ones(1 << 12, dtype=np.int64)
 _ZEROS = np.zeros(1 << 12, dtype=np.int64)
+for _shared in (_RAMP, _ONES, _ZEROS):
+    _shared.setflags(write=False)
 
 
 def ramp(start: int, count: int) -> IntArray:
@@ -141,10 +145,10 @@ class Chunks:
     chunks: list[Chunk]
 
     def part(self, windows: Windows) -> PromptPart:
-        """Sum over the chunks; pairs and reads have shape [1]."""
+        """Sum over the chunks, in whole numbers."""
         pairs, reads = [], []
         for window in windows:
-            pairs.append(np.array([sum([int(pairs_of(c.new, c.cached, window)) for c in self.chunks])]))
-            reads.append(np.array([sum([int(reads_of(c.cached, window)) for c in self.chunks])]))
+            pairs.append(sum([int(pairs_of(c.new, c.cached, window)) for c in self.chunks]))
+            reads.append(sum([int(reads_of(c.cached, window)) for c in self.chunks]))
         tokens = sum([c.new for c in self.chunks])
         return PromptPart(tokens, sum([c.last for c in self.chunks]), tuple(pairs), tuple(reads))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from sim.analytic.work import Work, reads_of
-from sim.policies import NO_PROMPTS, Draws, Future, IntArray, Pass, Prompts, Windows, ones, ramp, zeros
+from sim.policies import NO_PROMPTS, Draws, Future, IntArray, Pass, Prompts, Totals, Windows, ones, ramp, zeros
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Autoregressive:
         return tuple(reads_of(along, w) for w in windows[0])
 
     def passes(
-        self, seats: Any, totals: IntArray | None, prompts: Prompts | None, windows: tuple[Windows, ...]
+        self, seats: Any, totals: Totals | None, prompts: Prompts | None, windows: tuple[Windows, ...]
     ) -> Iterable[Pass]:
         """One pass; a query attends to what it reads and to itself."""
         part = prompts.part(windows[0]) if prompts else NO_PROMPTS

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.analytic.work import Work, pairs_of, reads_of
-from sim.policies import NO_PROMPTS, Draws, Future, IntArray, Pass, Prompts, Windows
+from sim.policies import NO_PROMPTS, Draws, Future, IntArray, Pass, Prompts, Totals, Windows
 from sim.policies.acceptance import survival_vector
 
 
@@ -32,6 +32,8 @@ class Speculative:
     acceptance: Any = field(default=0.8)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.draft, str) or not self.draft:
+            raise ValueError(f"policy.draft: {self.draft!r} is not the name or path of a model")
         if isinstance(self.gamma, bool) or not isinstance(self.gamma, int) or not 1 <= self.gamma <= 64:
             raise ValueError(f"policy.gamma: {self.gamma!r} is not a whole number from 1 to 64")
         _ = self.survival
@@ -95,7 +97,7 @@ class Speculative:
         return tuple(rows)
 
     def passes(
-        self, seats: Any, totals: IntArray | None, prompts: Prompts | None, windows: tuple[Windows, ...]
+        self, seats: Any, totals: Totals | None, prompts: Prompts | None, windows: tuple[Windows, ...]
     ) -> Iterable[Pass]:
         """gamma draft passes, then verification; prompts are prefilled by both models."""
         yield from self._draft_passes(seats, totals, prompts, windows)
@@ -104,7 +106,7 @@ class Speculative:
         pairs, reads = (None, None) if totals is None else self._target_attention(seats, totals, windows[0])
         yield Pass(0, Work(part.tokens + new, part.rows + new, pairs, reads, part.pairs, part.reads, part.tokens))
 
-    def _target_attention(self, seats: Any, totals: IntArray, windows: Windows) -> tuple[Any, Any]:
+    def _target_attention(self, seats: Any, totals: Totals, windows: Windows) -> tuple[Any, Any]:
         extra = iter(totals[3:])
         new = self.gamma + 1
         reads, pairs = [], []
@@ -115,7 +117,7 @@ class Speculative:
         return tuple(pairs), tuple(reads)
 
     def _draft_passes(
-        self, seats: Any, totals: IntArray | None, prompts: Prompts | None, windows: tuple[Windows, ...]
+        self, seats: Any, totals: Totals | None, prompts: Prompts | None, windows: tuple[Windows, ...]
     ) -> Iterable[Pass]:
         part = prompts.part(windows[1]) if prompts else NO_PROMPTS
         if totals is None:
@@ -137,18 +139,21 @@ class Speculative:
 class _StepTotals:
     """Reads and pairs of the draft passes by attention kind: derived from the context, or windowed channels."""
 
-    totals: IntArray
+    totals: Totals
     gamma: int
     windows: Windows
 
-    def pick(self, what: int, full: IntArray) -> tuple[IntArray, ...]:
+    def pick(self, what: int, full: Any) -> tuple[Any, ...]:
         """Of draft pass 0; ``what`` 0: reads, 1: pairs."""
         return tuple(full if at is None else self.totals[at + what] for at in self._places())
 
     def rest(self, what: int, full: IntArray) -> tuple[IntArray, ...]:
         """Of draft passes 1.., shape [gamma - 1, rounds]."""
-        stop = 2 * self.gamma
-        return tuple(full if at is None else self.totals[at + 2 + what : at + stop : 2] for at in self._places())
+        last, steps = 2 * self.gamma, (self.gamma - 1, -1)
+        return tuple(
+            full if at is None else np.reshape(self.totals[at + 2 + what : at + last : 2], steps)
+            for at in self._places()
+        )
 
     def _places(self) -> Iterable[int | None]:
         at = 0

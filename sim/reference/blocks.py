@@ -35,6 +35,13 @@ class Blocks:
     meter: Meter = field(default_factory=Meter)
     exact: bool = False
 
+    def __post_init__(self) -> None:
+        for layer in (*self.shape.layers, *self.shape.encoder):
+            kind, ffn = layer.attention, layer.ffn
+            if kind.latent or kind.sinks or ffn.shared_width or ffn.router_bias:
+                what = "latent attention, sinks, shared experts or a router bias"
+                raise ValueError(f"{self.shape.name}: {what}: not supported by the witness")
+
     @property
     def dtype(self) -> np.dtype[Any]:
         """Number type of weights, activations and cache."""

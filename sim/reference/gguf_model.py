@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from sim.reference.checkpoint import build
+from sim.reference.assembly import build
 from sim.reference.config_file import Config
 from sim.reference.families import describe
 from sim.reference.gguf_file import Gguf, GgufTensor, read_gguf

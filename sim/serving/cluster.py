@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import simpy
 from simpy.core import EmptySchedule
@@ -47,6 +47,8 @@ class Cluster:
         progress: Done | None = None,
     ) -> None:
         self.env = simpy.Environment(0)
+        if isinstance(arrivals, ClosedLoop):
+            setup = replace(setup, prompt_ends=True)
         self.setup, self.router, self.progress = setup, router, progress
         self.recorder = Recorder(setup.policy.channels(setup.windows), replicas)
         self.replicas = [Replica(self.env, i, setup, self.recorder, self._finished) for i in range(replicas)]
@@ -114,9 +116,8 @@ class Cluster:
     def _arrive_after(self, request: Request, delay_ns: int) -> None:
         """Users who ask in the same nanosecond are routed in the order of their requests' numbers."""
         assert self.loop is not None
-        due = Request(
-            request.id, self.env.now + delay_ns, request.prompt, request.output, request.samples, request.priority
-        )
+        r = request
+        due = Request(r.id, self.env.now + delay_ns, r.prompt, r.output, r.samples, r.priority, r.session)
 
         def arrive(_: simpy.Event) -> None:
             if not self.pending:

@@ -1,6 +1,6 @@
 """What the running batch will hold at every future decode round.
 
-A buffer of integer totals, one row per channel: the first is bytes of KV cache, the others are what the policy declares
+A buffer of integer totals, one row per channel: bytes of KV cache, decoding seats, then what the policy declares
 (tokens read, pairs, catch-up positions ...). Admission adds a sequence's arrays, preemption takes the rest of them back.
 Rounds are counted from the start of the replica and only decode rounds count.
 """
@@ -43,6 +43,7 @@ class Horizon:
         self.totals = np.zeros((channels, length), dtype=np.int64)
         self.base = 0
         self.round = 0
+        self.last_end = 0
         self.peak_bytes = 0
         self.ends: list[tuple[int, int, int, Entry, Member]] = []
         self._ticket = 0
@@ -59,6 +60,8 @@ class Horizon:
             self._ticket += 1
             end = entry.start + len(future.gains)
             heapq.heappush(self.ends, (end, entry.sequence.request.id, self._ticket, entry, member))
+            if end > self.last_end:
+                self.last_end = end
 
     def remove(self, entry: Entry) -> None:
         """Take back what a sequence would still have added; its ends are forgotten as they come up."""
@@ -68,6 +71,7 @@ class Horizon:
             rest = row[done:]
             total[at : at + len(rest)] -= rest
         self.close(entry)
+        self.last_end = max((end for end, _, _, entry, _ in self.ends if entry.live), default=self.round)
 
     def close(self, entry: Entry) -> None:
         """A sequence leaves: its last sample has ended (its rows lie behind), or its rows were taken back."""
@@ -82,7 +86,7 @@ class Horizon:
     def sums(self, rounds: int) -> list[int]:
         """Totals of the policy's channels over the next ``rounds`` rounds."""
         at = self.round - self.base
-        return np.add.reduce(self.totals[1:, at : at + rounds], axis=1).tolist()  # type: ignore[no-any-return]
+        return np.add.reduce(self.totals[2:, at : at + rounds], axis=1).tolist()  # type: ignore[no-any-return]
 
     def next_bytes(self) -> int:
         """Bytes of KV that the next decode round needs, its look-ahead included."""

@@ -69,9 +69,12 @@ class KvBudget:
         return int(self._table[tokens])
 
     def bytes_along(self, context: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The same for an array of contexts that does not fall; shape kept."""
-        if len(context) and context[-1] >= len(self._table):
-            self._grow(2 * int(context[-1]))
+        """The same for contexts that rise by at least one a round, as those of a decoding sequence do; shape kept."""
+        first, last = int(context[0]), int(context[-1])
+        if last >= len(self._table):
+            self._grow(2 * last)
+        if last - first == len(context) - 1:
+            return self._table[first : last + 1]
         return self._table[context]
 
     def shared_tokens(self, prompt: int, samples: int) -> int:

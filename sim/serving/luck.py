@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,22 +60,25 @@ class Luck:
 
     def of(self, request: int, sample: int = 0) -> Draws:
         """The draws of one sample of a request."""
-        return Draws(mix(mix(self._key ^ request) + sample * GOLDEN))
+        return Draws(self._key, request, sample)
 
 
-@dataclass(frozen=True, slots=True)
-class Draws:
+class Draws(NamedTuple):
     """Uniforms of one sample, addressed by purpose and by the sample's own decode round."""
 
-    key: int
+    seed_key: int
+    request: int
+    sample: int
 
     def uniforms(self, purpose: str, start: int, count: int) -> NDArray[np.float64]:
         """``count`` draws in [0, 1) for rounds ``start, start + 1, ...``; shape [count]."""
-        key = mix(self.key + PURPOSES[purpose] * GOLDEN)
+        key = mix(mix(self.seed_key ^ self.request) + self.sample * GOLDEN)
+        key = mix(key + PURPOSES[purpose] * GOLDEN)
         z = _COUNTER(start, count) + _U(key)
         z ^= z >> _SHIFTS[0]
         z *= _FACTORS[0]
         z ^= z >> _SHIFTS[1]
         z *= _FACTORS[1]
         z ^= z >> _SHIFTS[2]
-        return (z >> _SHIFTS[3]) * 2.0**-53
+        z >>= _SHIFTS[3]
+        return z * 2.0**-53

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from sim.policies import Chunk, Chunks, Future, Policy, Windows
+from sim.policies import Chunk, Chunks, Future, Policy, Totals, Windows, ones
 from sim.request import Member, Request, Sequence
 from sim.routers import ReplicaState
 from sim.schedulers import Plan, Scheduler
@@ -25,6 +26,7 @@ from sim.serving.record import Recorder
 from sim.serving.rounds import Rounds
 
 ROUND, FAULT, ARRIVAL, DISPATCH, PLAN = range(5)
+MOST_ROUNDS = 256  # of a leap that runs through ends: what lies further off will be disturbed before it comes
 
 
 class Moment(simpy.Event):
@@ -39,20 +41,31 @@ class Moment(simpy.Event):
 
 @dataclass(slots=True)
 class Leap:
-    """Rounds under way: nanoseconds and end of each, of which the first ``stop`` will run; the plan they carry out."""
+    """Rounds under way: nanoseconds of each and from the start to its end. ``stop`` of them will run, ``done`` are booked."""
 
     start_ns: int
     ns: NDArray[np.int64]
-    ends_ns: NDArray[np.int64]
+    after_ns: NDArray[np.int64]
     stop: int
     plan: Plan
-    seats: int
-    kv_bytes: int
+    done: int = 0
+
+    def ends_after(self, rounds: int) -> int:
+        """The instant when so many rounds are over."""
+        return self.start_ns + int(self.after_ns[rounds - 1]) if rounds else self.start_ns
+
+    def over_at(self, now_ns: int) -> int:
+        """Rounds that ended at or before an instant."""
+        return int(self.after_ns.searchsorted(now_ns - self.start_ns, side="right"))
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What replicas of one pool have in common."""
+    """What replicas of one pool have in common.
+
+    ``stepping``: one event a round. ``prompt_ends``: the end of a request is an event of its own, because somebody
+    outside waits for it (a closed loop); otherwise a leap runs through ends that nobody queues behind.
+    """
 
     rounds: Rounds
     policy: Policy
@@ -62,6 +75,7 @@ class Setup:
     luck: Luck
     max_context: int
     stepping: bool = False
+    prompt_ends: bool = False
 
 
 class Replica:
@@ -79,7 +93,7 @@ class Replica:
         self.tokens_per_round = setup.policy.tokens_per_round
         self.decode_limit = setup.scheduler.decode_seats(self.tokens_per_round)
         channels = setup.policy.channels(setup.windows)
-        self.horizon, self.no_sums = Horizon(1 + channels), [0] * channels
+        self.horizon, self.no_sums = Horizon(2 + channels), [0] * channels
         self.waiting = WaitingLine(setup.scheduler.order)
         self.prefilling: list[Sequence] = []
         self.ready: list[Sequence] = []
@@ -96,22 +110,28 @@ class Replica:
     def arrive(self, request: Request) -> None:
         """Take a request in; interrupt the leap under way if it could change the plan."""
         if not self._can_ever_serve(request):
-            self._record(Sequence.of(request), status=1)
+            self._record(Sequence.of(request), 1, self.env.now)
             self.finished(request)
             return
         sequence = Sequence.of(request)
+        leap = self.leap
+        if leap is not None:
+            self._book_ends(leap)
         self.waiting.push(sequence)
-        if self.leap is None:
+        if leap is None:
             self._ask_plan()
         elif self.waiting.is_head(sequence) and self.setup.scheduler.plan(self).admit:
-            self._interrupt(self.leap)
+            self._stop_after(leap, int(leap.after_ns.searchsorted(self.env.now - leap.start_ns, side="left")) + 1)
+        elif leap.plan.decode:
+            self._stop_after(leap, leap.done + self.horizon.rounds_to_end())
 
     def state_at(self, now_ns: int) -> ReplicaState:
         """What a router sees: every round that ended at or before ``now_ns`` is included."""
-        leap, done = self.leap, 0
-        if leap is not None and leap.seats:
-            done = int(np.searchsorted(leap.ends_ns, now_ns, side="right"))
-        kv_bytes = self.held_bytes + int(self.horizon.window(done + 1)[0, done])
+        leap, begun = self.leap, 0
+        if leap is not None and leap.plan.decode:
+            self._book_ends(leap)
+            begun = leap.over_at(now_ns) - leap.done
+        kv_bytes = self.held_bytes + int(self.horizon.window(begun + 1)[0, begun])
         return ReplicaState(len(self.waiting), self.running_seats, kv_bytes, self.setup.kv.capacity_bytes)
 
     def unfinished(self) -> Iterator[Sequence]:
@@ -122,7 +142,7 @@ class Replica:
     def give_up(self) -> None:
         """Record whatever is unfinished as partial (the run was cut short)."""
         for sequence in list(self.unfinished()):
-            self._record(sequence, status=3)
+            self._record(sequence, 3, self.env.now)
 
     def admissible(self, seats: int) -> Iterator[Sequence]:
         """Queue heads that fit into ``seats`` seats and free KV memory; nobody right after a preemption."""
@@ -153,10 +173,11 @@ class Replica:
         self.plan_asked = False
         self._promote()
         self.crowded = self._make_room()
-        plan = self.setup.scheduler.plan(self)
+        plan = self.setup.scheduler.plan(self) if self.prefilling or len(self.waiting) else Plan()
         for _admitted in range(plan.admit):
             self._admit(self.waiting.pop())
-        if plan.chunks or (plan.decode and self.decoding_seats):
+        plan.decode = plan.decode and self.decoding_seats > 0
+        if plan.chunks or plan.decode:
             self._launch(plan)
         assert self.leap or not (self.admitted or len(self.waiting)), "a replica with work must not fall asleep"
 
@@ -195,7 +216,8 @@ class Replica:
             context = request.prompt + member.emitted - 1
             kv = setup.kv.bytes_along(future.offsets + (context + self.tokens_per_round))
             futures.append((member, future))
-            parts.append(((kv - shared) if shared else kv, *setup.policy.rows(future, context, setup.windows)))
+            kv = kv - shared if shared else kv
+            parts.append((kv, ones(len(kv)), *setup.policy.rows(future, context, setup.windows)))
         rows = parts[0] if len(parts) == 1 else _stack(parts, shared)
         return Entry(sequence, self.horizon.round, rows, futures, self.recorder.leaps_of[self.index])
 
@@ -229,24 +251,31 @@ class Replica:
 
     def _launch(self, plan: Plan) -> None:
         """Cost the rounds of a plan and sleep until the last of them ends."""
-        seats = self.decoding_seats if plan.decode else 0
-        rounds = self._rounds(plan) if seats else 1
-        totals = self.horizon.window(rounds)[1:] if seats else None
-        prompts = None
+        seats: Any = 0
+        totals: Totals | None = None
+        rounds, prompts = 1, None
+        if plan.decode:
+            seats, rounds = self.decoding_seats, self._rounds(plan)
+            window = self.horizon.window(rounds)
+            totals = window[2:] if rounds > 1 else window[2:, 0].tolist()
+            if rounds > self.horizon.rounds_to_end():
+                seats = window[1]
         if plan.chunks:
             prompts = Chunks([Chunk(s.prefilled, new, s.prefilled + new == s.prefill_tokens) for s, new in plan.chunks])
         ns = self.setup.rounds.ns(seats, totals, prompts, seats + len(plan.chunks))
-        now = self.env.now
-        kv_bytes = self.held_bytes + self.horizon.next_bytes()
-        self.leap = Leap(now, ns, ns.cumsum() + now, rounds, plan, seats, kv_bytes)
+        self.leap = Leap(self.env.now, ns, ns.cumsum(), rounds, plan)
         self._sleep(self.leap)
 
     def _rounds(self, plan: Plan) -> int:
-        if plan.chunks or self.crowded or self.setup.stepping:
+        """How many rounds the plan holds for: to the first end that somebody waits for, while memory lasts."""
+        setup, horizon = self.setup, self.horizon
+        if plan.chunks or self.crowded or setup.stepping:
             return 1
-        return self.horizon.rounds_that_fit(
-            self.horizon.rounds_to_end(), self.setup.kv.capacity_bytes - self.held_bytes
-        )
+        if setup.prompt_ends or self.ready or len(self.waiting):
+            rounds = horizon.rounds_to_end()
+        else:
+            rounds = min(horizon.last_end - horizon.round, MOST_ROUNDS)
+        return horizon.rounds_that_fit(rounds, setup.kv.capacity_bytes - self.held_bytes)
 
     def _sleep(self, leap: Leap) -> None:
         stop = leap.stop
@@ -255,36 +284,53 @@ class Replica:
             if self.leap is leap and leap.stop == stop:
                 self._settle(leap)
 
-        Moment(self.env, int(leap.ends_ns[stop - 1]) - self.env.now, ROUND, wake)
+        Moment(self.env, leap.ends_after(stop) - self.env.now, ROUND, wake)
 
-    def _interrupt(self, leap: Leap) -> None:
-        """Let the round under way be the last of the leap."""
-        under_way = int(np.searchsorted(leap.ends_ns, self.env.now, side="left"))
-        if under_way + 1 < leap.stop:
-            leap.stop = under_way + 1
+    def _stop_after(self, leap: Leap, rounds: int) -> None:
+        """Let a leap end early, with the round under way or with the next end."""
+        if rounds < leap.stop:
+            leap.stop = rounds
             self._sleep(leap)
 
     def _settle(self, leap: Leap) -> None:
-        """Book the rounds that have run: gaps, ends of sequences, progress of prompts; then plan.
+        """Book what is left of a leap, then plan.
 
         A plan comes after everything else of its nanosecond; if nothing else is to come, that is now.
         """
-        self._record_leap(leap)
+        while leap.done < leap.stop:
+            self._book(leap, leap.stop)
         self.leap = None
-        if leap.seats:
-            self._record_gaps(leap)
-            for entry, member in self.horizon.advance(leap.stop):
-                self._end_member(entry, member)
-        for sequence, new in leap.plan.chunks:
-            sequence.prefilled += new
-            if sequence.prefilled == sequence.prefill_tokens:
-                self._first_tokens(sequence)
         if not (self.admitted or len(self.waiting)):
             return
         if self.env.peek() > self.env.now and not self.plan_asked:
             self._on_plan(None)
         else:
             self._ask_plan()
+
+    def _book_ends(self, leap: Leap) -> None:
+        """Book the part of a leap up to the last end that lies in the past."""
+        if leap.plan.decode and leap.stop > 1:
+            over = leap.over_at(self.env.now)
+            while leap.done < over and leap.done + self.horizon.rounds_to_end() <= over:
+                self._book(leap, over)
+
+    def _book(self, leap: Leap, stop: int) -> None:
+        """Rounds up to ``stop`` or to the first end: record them, gaps, ends of sequences, progress of prompts."""
+        rounds = 1
+        if leap.plan.decode:
+            rounds = min(stop - leap.done, self.horizon.rounds_to_end())
+        self._record_leap(leap, rounds)
+        if leap.plan.decode:
+            self._record_gaps(leap, rounds)
+        leap.done += rounds
+        end_ns = leap.ends_after(leap.done)
+        if leap.plan.decode:
+            for entry, member in self.horizon.advance(rounds):
+                self._end_member(entry, member, end_ns)
+        for sequence, new in leap.plan.chunks:
+            sequence.prefilled += new
+            if sequence.prefilled == sequence.prefill_tokens:
+                self._first_tokens(sequence)
 
     # --- what comes out ----------------------------------------------------------------------------------------------
 
@@ -305,9 +351,9 @@ class Replica:
             self.ready.append(sequence)
         else:
             self.held_bytes -= sequence.held_bytes
-            self._finish(sequence)
+            self._finish(sequence, now)
 
-    def _end_member(self, entry: Entry, member: Member) -> None:
+    def _end_member(self, entry: Entry, member: Member, end_ns: int) -> None:
         """A sample has emitted its last token."""
         sequence = entry.sequence
         self._leave(entry, [f for f in entry.futures if f[0] is member])
@@ -317,7 +363,7 @@ class Replica:
         if not sequence.members:
             del self.entries[sequence.request.id]
             self.horizon.close(entry)
-            self._finish(sequence)
+            self._finish(sequence, end_ns)
 
     def _leave(self, entry: Entry, futures: list[tuple[Member, Future]]) -> None:
         """Credit the rounds that these samples have run since they joined."""
@@ -325,16 +371,16 @@ class Replica:
         done = self.horizon.round - entry.start
         for member, future in futures:
             if member in sequence.members:
-                member.emitted += int(future.gains[:done].sum())
+                member.emitted += int(np.add.reduce(future.gains[:done]))
                 member.round += done
                 sequence.rounds += done
-                sequence.drafted += int(future.drafted[:done].sum())
-                sequence.accepted += int(future.kept[:done].sum())
+                sequence.drafted += int(np.add.reduce(future.drafted[:done]))
+                sequence.accepted += int(np.add.reduce(future.kept[:done]))
                 self.recorder.stays.append((self.index, sequence.request.id, entry.leap, last, 1))
 
-    def _finish(self, sequence: Sequence) -> None:
+    def _finish(self, sequence: Sequence, end_ns: int) -> None:
         del self.admitted[sequence.request.id]
-        self._record(sequence, status=0)
+        self._record(sequence, 0, end_ns)
         self.finished(sequence.request)
 
     def _can_ever_serve(self, request: Request) -> bool:
@@ -348,44 +394,45 @@ class Replica:
 
     # --- the record --------------------------------------------------------------------------------------------------
 
-    def _record(self, s: Sequence, status: int) -> None:
-        r, now = s.request, self.env.now
+    def _record(self, s: Sequence, status: int, end_ns: int) -> None:
+        r = s.request
         self.recorder.requests.append(
             (
-                r.id, r.arrival_ns, s.admitted_ns, s.first_token_ns, now, r.prompt, r.output, r.samples, s.rounds,
+                r.id, r.arrival_ns, s.admitted_ns, s.first_token_ns, end_ns, r.prompt, r.output, r.samples, s.rounds,
                 s.drafted, s.accepted, s.preemptions, self.index, status, r.priority, r.session,
             )
         )  # fmt: skip
 
-    def _record_leap(self, leap: Leap) -> None:
-        recorder, index = self.recorder, self.index
-        duration = int(leap.ends_ns[leap.stop - 1]) - leap.start_ns
-        sums = self.horizon.sums(leap.stop) if leap.seats else self.no_sums
-        number = recorder.leaps_of[index]
-        chunks = leap.plan.chunks
+    def _record_leap(self, leap: Leap, rounds: int) -> None:
+        recorder, index, chunks = self.recorder, self.index, leap.plan.chunks
+        seats, sums = 0, self.no_sums
+        if leap.plan.decode:
+            seats, sums = self.decoding_seats, self.horizon.sums(rounds)
+        start_ns = leap.ends_after(leap.done)
         recorder.leaps.append(
             (
-                index, leap.start_ns, duration, leap.stop, leap.seats, len(chunks), len(self.waiting),
-                self.running_seats, leap.kv_bytes, *sums,
+                index, start_ns, leap.ends_after(leap.done + rounds) - start_ns, rounds, seats, len(chunks),
+                len(self.waiting), self.running_seats, self.held_bytes + self.horizon.next_bytes(), *sums,
             )
         )  # fmt: skip
+        number = recorder.leaps_of[index]
         for s, new in chunks:
             last = s.prefilled + new == s.prefill_tokens
             recorder.chunks.append((index, number, s.request.id, s.prefilled, new, int(last)))
         recorder.leaps_of[index] += 1
 
-    def _record_gaps(self, leap: Leap) -> None:
+    def _record_gaps(self, leap: Leap, rounds: int) -> None:
         """Every running sample emits in every round; the first gap also holds what it waited for that round."""
-        gaps, ns = self.recorder.gaps, leap.ns[: leap.stop]
-        if self.fresh or leap.start_ns > self.decoded_ns:
-            ns = self._first_gaps(leap, ns)
-        gaps.add(ns, leap.seats)
-        self.decoded_ns = int(leap.ends_ns[leap.stop - 1])
+        ns, start_ns = leap.ns[leap.done : leap.done + rounds], leap.ends_after(leap.done)
+        if self.fresh or start_ns > self.decoded_ns:
+            ns = self._first_gaps(start_ns, ns)
+        self.recorder.gaps.add(ns, self.decoding_seats)
+        self.decoded_ns = leap.ends_after(leap.done + rounds)
 
-    def _first_gaps(self, leap: Leap, ns: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _first_gaps(self, start_ns: int, ns: NDArray[np.int64]) -> NDArray[np.int64]:
         """Record the first gap of everybody who has waited; returns the gaps that are left to record."""
-        waits = [(leap.start_ns - emitted, seats) for emitted, seats in self.fresh.values()]
-        waits.append((leap.start_ns - self.decoded_ns, leap.seats - sum(seats for _, seats in waits)))
+        waits = [(start_ns - emitted, seats) for emitted, seats in self.fresh.values()]
+        waits.append((start_ns - self.decoded_ns, self.decoding_seats - sum(seats for _, seats in waits)))
         self.fresh.clear()
         if not any(wait and seats for wait, seats in waits):
             return ns

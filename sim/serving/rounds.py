@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.analytic.cost import PassCost
 from sim.analytic.hardware import Engine
-from sim.policies import Policy, Prompts, Windows
+from sim.policies import Policy, Prompts, Totals, Windows
 
 
 @dataclass(frozen=True)
@@ -22,32 +23,31 @@ class Rounds:
     windows: tuple[Windows, ...]
     layers: int
 
-    def seconds(
-        self, seats: int, totals: NDArray[np.int64] | None, prompts: Prompts | None, sequences: int
-    ) -> NDArray[np.float64]:
-        """Seconds of each round, shape [rounds]; passes are added in the order the policy names them.
+    def seconds(self, seats: Any, totals: Totals | None, prompts: Prompts | None, sequences: Any) -> Any:
+        """Seconds of each round, shape [rounds] (a number where all of the work is numbers), passes added in order.
 
-        ``sequences`` take part in the round, decoding or reading their prompt.
+        ``seats`` decode and ``sequences`` take part, prompts included: numbers, or arrays of shape [rounds].
         """
-        total: float | NDArray[np.float64] = self.host_s(sequences)
+        total: Any = self.host_s(sequences)
         for one in self.policy.passes(seats, totals, prompts, self.windows):
             seconds = self.costs[one.model].seconds(one.work)
-            if seconds.ndim == 1:
+            if getattr(seconds, "ndim", 0) < 2:
                 total = total + seconds
             else:
                 for step in seconds:
                     total = total + step
-        assert isinstance(total, np.ndarray)
         return total
 
-    def ns(
-        self, seats: int, totals: NDArray[np.int64] | None, prompts: Prompts | None, sequences: int
-    ) -> NDArray[np.int64]:
-        """The same in whole nanoseconds, at least one."""
+    def ns(self, seats: Any, totals: Totals | None, prompts: Prompts | None, sequences: Any) -> NDArray[np.int64]:
+        """The same in whole nanoseconds, at least one; shape [rounds]."""
         seconds = self.seconds(seats, totals, prompts, sequences)
-        return np.maximum(np.rint(seconds * 1e9), 1.0).astype(np.int64)
+        if isinstance(seconds, float):
+            return np.array([max(1, round(seconds * 1e9))])
+        ns = np.rint(seconds * 1e9)
+        np.maximum(ns, 1.0, out=ns)
+        return ns.astype(np.int64)
 
-    def host_s(self, sequences: int) -> float:
+    def host_s(self, sequences: Any) -> Any:
         """Host seconds of a round, which the device waits for (engine profile)."""
         engine = self.engine
         return engine.step_s + engine.layer_s * self.layers + engine.sequence_s * sequences
