@@ -28,6 +28,26 @@ def read(file: Traversable, label: str) -> dict[str, Any]:
         raise ValueError(f"{label}: {' '.join(str(error).split())}") from None
 
 
+def value(text: str, label: str) -> Any:
+    """One value in YAML (a word, a number, a list, a mapping), under the same rules as a file.
+
+    Raises ValueError, one line that begins with ``label``.
+    """
+    try:
+        _refuse_tricks(text)
+        loader = LOADER(text)
+        try:
+            node = loader.get_single_node()
+            return None if node is None else _plain(loader, node)
+        finally:
+            loader.dispose()
+    except yaml.YAMLError:
+        raise ValueError(f"{label}: {' '.join(text.split())[:60]!r}: not a YAML value") from None
+    except ValueError as error:
+        reason = " ".join(str(error).split()).removeprefix("line 1: ")
+        raise ValueError(f"{label}: {' '.join(text.split())[:60]!r}: {reason}") from None
+
+
 def _text(file: Traversable) -> str:
     if not file.is_file():
         raise ValueError("no such file")

@@ -39,9 +39,9 @@ BLOCK = 1 << 15
 class Accounts:
     """Columns by leap, each of shape [leaps], in the order of the leap table.
 
-    ``seconds``: by cause (SECONDS), adding up to the leap's duration. ``counts``: FLOPs and bytes of one device (COUNTS)
-    and ``compute_time_s``, the seconds that the arithmetic would take if nothing else limited it. ``joules``: of all
-    devices of the replica, static power while the leap ran included; NaN where the device's energy is unknown.
+    ``seconds``: by cause (SECONDS), adding up to the leap's duration. ``counts``: FLOPs and bytes of one device
+    (COUNTS) and ``compute_time_s``, the seconds that the arithmetic would take if nothing else limited it.
+    ``joules``: of all devices of the replica, static power while the leap ran included, NaN where energy is unknown.
     ``context``: cached tokens that the target reads per decoding sequence and full-attention layer, NaN without
     decodes. ``read_bytes``: KV bytes that the decoding sequences have cached. ``prefill_tokens``: of the chunks.
     ``idle_W``: static power of a replica's devices, NaN where unknown.
@@ -93,7 +93,7 @@ class Prompted:
     def of(cls, rows: Ints, chunks: Columns, n: int) -> Prompted:
         """The recorder's chunk table, given the leap row of each chunk; sorted by leap."""
         order = np.argsort(rows, kind="stable")
-        return cls(rows[order], *(chunks[name][order] for name in ("cached", "new", "last")), n)
+        return cls(rows[order], chunks["cached"][order], chunks["new"][order], chunks["last"][order], n)
 
     @property
     def tokens(self) -> Ints:

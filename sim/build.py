@@ -25,6 +25,7 @@ from sim.serving.luck import Luck
 from sim.serving.replica import Setup
 from sim.serving.rounds import Rounds
 from workloads import models
+from workloads.errors import shown
 
 DEFAULT_SCHEDULER = "chunked"
 DEFAULT_MEMORY_FRACTION = 0.9
@@ -82,6 +83,8 @@ def build_scenario(scenario: Scenario, stepping: bool = False) -> Built:
 
 def load_shape(name: str, key: str) -> ModelShape:
     """The shape of a shipped model or of a config.json. Raises ValueError naming the key."""
+    if not isinstance(name, str):
+        raise ValueError(f"{key}: {shown(name)}: must be the name of a model or the path of a config.json")
     try:
         return shape_from_config(*models.find(name))
     except ValueError as error:

@@ -47,11 +47,11 @@ def run(
     from sim.scenario import Scenario, dump_json
 
     scenario = Scenario.load(file, set_ or ())
-    folder = _folder(file, out)
-    check_target(folder, overwrite=overwrite)
     built = _named(file, lambda: build_scenario(scenario))
+    folder = _folder(file, out)
+    check_target(Path(folder), overwrite=overwrite)
     with show.progress(scenario, hidden=quiet or as_json) as tick:
-        result = simulate(built, progress=tick)
+        result = _named(file, lambda: simulate(built, progress=tick))
     saved = result.save(folder, overwrite=overwrite, detailed=detailed)
     if as_json:
         typer.echo(dump_json(result.metrics))
@@ -196,24 +196,28 @@ def compare(
     repeats: Annotated[int, typer.Option(min=1, max=1000, help="Seeds to pair; 1: moving blocks of one run.")] = 1,
     confidence: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of the intervals.")] = 0.95,
     out: Annotated[str | None, typer.Option(help="Folder for compare.json and waterfall.png.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an earlier comparison in the folder.")] = False,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
     """Two scenarios under the same luck: differences with confidence intervals, and what they are made of."""
     from analysis.compare import compare as pair
-    from analysis.compare import save_comparison
+    from analysis.compare import check_target, save_comparison
     from sim import show
+    from sim.run import pairs
     from sim.scenario import Scenario
 
     first = Scenario.load(a)
     if b is None and not set_:
         raise ValueError("compare: give a second scenario, or --set KEY=VALUE for what should differ")
     second = Scenario.load(b or a, set_ or ())
-    labels = (a, b or f"{a} {' '.join(set_ or ())}")
-    with show.repeats(2 * repeats, hidden=quiet or as_json) as tick:
-        comparison = pair(first, second, labels, repeats=repeats, confidence=confidence, tick=tick)
+    labels = (a, " ".join([b or a, *(set_ or ())]))
     if out is not None:
-        save_comparison(comparison, out)
+        check_target(Path(out), overwrite=overwrite)
+    with show.repeats(2 * repeats, hidden=quiet or as_json) as tick:
+        comparison = _named(labels[1], lambda: pair(pairs(first, second, repeats, tick), labels, confidence))
+    if out is not None:
+        save_comparison(comparison, out, overwrite=overwrite)
     show.as_json(comparison) if as_json else show.comparison(comparison)
 
 
@@ -254,7 +258,7 @@ def _named(file: str, build: Any) -> Any:
     except ValueError as error:
         if str(error).startswith(file):
             raise
-        raise type(error)(f"{file}: {error}") from None
+        raise ValueError(f"{file}: {error}") from None
 
 
 def _folder(file: str, out: str | None) -> str:
@@ -262,6 +266,7 @@ def _folder(file: str, out: str | None) -> str:
     if out is not None:
         return out
     base = Path("runs") / Path(file).stem
+    base.parent.mkdir(exist_ok=True)
     number, folder = 1, base
     while folder.exists():
         number += 1
@@ -278,14 +283,14 @@ def _list_plugins(package: str, as_json: bool) -> None:
 
 
 def main() -> None:
-    """Entry point: bad input is one line on stderr and exit status 2; a closed pipe is no error."""
+    """Entry point: bad input is one line on stderr and exit status 2; a closed pipe is no error, Ctrl-C is 130."""
     try:
-        app()
-    except (ValueError, OSError) as error:
+        app(prog_name="decodesim")
+    except (ValueError, OSError, MemoryError) as error:
         if isinstance(error, BrokenPipeError):
             sys.stderr.close()
             sys.exit(0)
-        line = " ".join(str(error).split())
+        line = " ".join(str(error).split()) or "not enough memory"
         typer.echo(f"decodesim: error: {line}", err=True)
         sys.exit(2)
 

@@ -1,4 +1,4 @@
-"""A scenario's mapping as plain values: nothing without end, numbers read as numbers, files found beside the scenario."""
+"""A scenario as plain values: nothing without end, numbers read as numbers, files found beside the scenario."""
 
 from __future__ import annotations
 
@@ -44,6 +44,12 @@ def beside(value: Any, base: Path, key: str = "") -> Any:
     return str(base / value) if named or ("/" in value and os.path.exists(base / value)) else value
 
 
+def _number(text: str) -> int | float:
+    """1e3 as a whole number, 1.5e-3 and 1e300 as they are."""
+    number = float(text)
+    return int(number) if number.is_integer() and abs(number) < 1e15 else number
+
+
 class _Plain:
     """Counts what it has seen, so that a value that contains itself ends as an error."""
 
@@ -59,7 +65,7 @@ class _Plain:
         if isinstance(value, list | tuple):
             return [self.value(v, f"{path}[{i}]", depth + 1) for i, v in enumerate(value)]
         if isinstance(value, str):
-            return float(value) if POWER.fullmatch(value) else value
+            return _number(value) if POWER.fullmatch(value) else value
         if value is not None and not isinstance(value, bool | int | float):
             self._refuse(path, f"{type(value).__name__}: must be text, a number, a list or a mapping")
         return value

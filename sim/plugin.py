@@ -10,6 +10,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any
 
+from workloads.errors import shown
+
 
 @cache
 def discover(package: str) -> dict[str, type]:
@@ -28,7 +30,7 @@ def discover(package: str) -> dict[str, type]:
 
 def suggest(word: str, allowed: Any) -> str:
     """``; did you mean 'x'?`` when something allowed is close to ``word``, else nothing."""
-    close = difflib.get_close_matches(str(word), [str(a) for a in allowed], n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(word)[:80], [str(a) for a in allowed], n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
@@ -41,7 +43,8 @@ def build(package: str, key: str, spec: Any) -> Any:
     known = discover(package)
     name = options.pop("name", None)
     if not isinstance(name, str) or name not in known:
-        raise ValueError(f"{key}: {name!r} is not one of {', '.join(known)}{suggest(str(name), known)}")
+        said = "name: missing" if name is None else shown(name)
+        raise ValueError(f"{key}: {said}: must be one of {', '.join(known) or '(none yet)'}{suggest(str(name), known)}")
     allowed = {f.name: f for f in fields(known[name])}
     for option in options:
         if option not in allowed:
@@ -49,8 +52,11 @@ def build(package: str, key: str, spec: Any) -> Any:
             raise ValueError(f"{key}.{option}: unknown option of {name}, which takes {listed}{suggest(option, allowed)}")
     for option, f in allowed.items():
         if f.default is MISSING and f.default_factory is MISSING and option not in options:
-            raise ValueError(f"{key}.{option}: {name} needs this option")
-    return known[name](**options)
+            raise ValueError(f"{key}.{option}: missing; {name} needs this option")
+    try:
+        return known[name](**options)
+    except (TypeError, ArithmeticError) as error:  # a plug-in checks its values; whatever slips through is still input
+        raise ValueError(f"{key}: {name} cannot take {shown(options, 200)}: {error}") from None
 
 
 def catalogue(package: str) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import resource
 import signal
 import threading
 import time
@@ -17,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sim.account import Accounts, account
-from sim.build import Built, build_scenario
+from sim.build import Built, build_scenario, with_seed
+from sim.guard import memory_is_short, memory_limit_bytes, peak_memory_bytes
 from sim.request import Request
 from sim.scenario import Scenario
 from sim.serving.cluster import ClosedLoop, Cluster
@@ -27,7 +27,8 @@ from workloads import Columns, TraceError, lengths, workload
 if TYPE_CHECKING:
     import pandas as pd
 
-CLOSED_KEYS = ("concurrency", "think_time_s", "think_time")
+MOST_SAMPLES = 1 << 16
+INTERRUPTED = "interrupted"
 
 
 @dataclass
@@ -123,8 +124,8 @@ def simulate(
 ) -> Result:
     """Run to the end. ``progress`` is called with the number of requests that have arrived.
 
-    Ctrl-C ends the run after the present event and the result says so. Raises ValueError for a scenario that makes
-    no sense and DoesNotFit for one that cannot run.
+    Ctrl-C ends the run after the present event and the result says so; so does memory that runs short. Raises
+    ValueError for a scenario that makes no sense or brings no request, DoesNotFit for one that cannot run.
     """
     built = scenario if isinstance(scenario, Built) else build_scenario(scenario, stepping)
     cpu_s, wall_s = time.process_time(), time.perf_counter()
@@ -133,17 +134,43 @@ def simulate(
     with _Interruptible(cluster) as interruption, _uncollected():
         recorder = cluster.run()
     notes = [*traffic.notes, *interruption.notes]
+    if not len(recorder.requests) and not interruption.notes:
+        raise ValueError(f"workload: no request arrives{_reasons(traffic)}")
     return Result(
         built,
         recorder,
         cluster.events,
         time.process_time() - cpu_s,
         time.perf_counter() - wall_s,
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_memory_bytes(),
         complete=not notes,
         notes=notes,
         dropped=traffic.dropped,
     )
+
+
+def pairs(
+    first: Scenario, second: Scenario, repeats: int = 1, tick: Callable[[], None] = lambda: None
+) -> Iterator[tuple[Result, Result]]:
+    """Runs of two scenarios under the same luck: seeds ``first.seed``, ``first.seed + 1``, ... for both.
+
+    ``tick`` is called after every run. Raises ValueError, and KeyboardInterrupt where a run was cut short.
+    """
+    builts = [build_scenario(first), build_scenario(second)]
+    for seed in range(first.seed, first.seed + repeats):
+        runs = []
+        for built in builts:
+            runs.append(simulate(built if seed == built.scenario.seed else with_seed(built.scenario, seed)))
+            if any(note.startswith(INTERRUPTED) for note in runs[-1].notes):
+                raise KeyboardInterrupt
+            tick()
+        yield runs[0], runs[1]
+
+
+def _reasons(traffic: _Traffic) -> str:
+    """Why nobody came."""
+    dropped = [f"{count} rows dropped for {reason}" for reason, count in traffic.dropped.items()]
+    return "; ".join(["", *traffic.notes, *dropped]) or ": the window or the duration leaves none"
 
 
 @contextmanager
@@ -188,17 +215,25 @@ class _Traffic:
         number = 0
         try:
             for chunk in chunks:
+                if memory_is_short():
+                    limit_GB = memory_limit_bytes() / 1e9
+                    self.notes.append(f"memory runs short ({limit_GB:.3g} GB in all): no more than {number} requests")
+                    return
                 for row in zip(*_lists(chunk), strict=True):
                     yield Request(number, *row)
                     number += 1
         except TraceError as error:
             self.notes.append(f"the trace ended early: {error}")
+            if not number:
+                raise
 
 
 def _lists(chunk: Columns) -> list[list[int]]:
     """arrival, prompt, output, samples, priority, session as lists of Python integers."""
     n = len(chunk.arrival_ns)
     samples = chunk.samples if chunk.samples is not None else np.ones(n, dtype=np.int64)
+    if samples.max(initial=1) > MOST_SAMPLES:
+        raise ValueError(f"workload: samples: {samples.max()}: must be a whole number >= 1 and <= {MOST_SAMPLES}")
     priority = chunk.priority if chunk.priority is not None else np.zeros(n, dtype=np.int64)
     session = chunk.session if chunk.session is not None else np.full(n, -1)
     columns = (chunk.arrival_ns, chunk.prompt_tokens, chunk.output_tokens, samples, priority, session)
@@ -218,7 +253,10 @@ class _Interruptible:
         return self
 
     def _interrupt(self, *_: Any) -> None:
-        self.notes.append("interrupted: requests under way are marked partial")
+        """The first time stop after the event, the second time at once."""
+        if self.notes:
+            raise KeyboardInterrupt
+        self.notes.append(f"{INTERRUPTED}: requests under way are marked partial")
         self.cluster.stop()
 
     def __exit__(self, *_: Any) -> None:

@@ -17,6 +17,7 @@ from rich.table import Table
 from sim.scenario import dump_json
 
 if TYPE_CHECKING:
+    from analysis.compare import Comparison
     from sim.analytic.model import ModelShape
     from sim.ask import Explanation
     from sim.run import Result
@@ -136,37 +137,60 @@ def result(result: Result, folder: str) -> None:
     """The table of a run, its sentence, its warnings, and where the rest lies."""
     from analysis.verdict import verdict
 
-    metrics, out = result.metrics, console()
-    latency = metrics["latency"]
-    columns = ["mean", "p50", "p90", "p99"]
-    names = {"ttft_ms": "TTFT (ms)", "tpot_ms": "TPOT (ms)", "itl_ms": "ITL (ms)", "e2el_ms": "E2EL (ms)"}
-    scenario = result.scenario
+    metrics, out, scenario = result.metrics, console(), result.scenario
     title = f"{scenario.model} on {scenario.replicas} x {scenario.hardware}, {result.built.policy.name}"
-    grid(title, ["", *columns], [[label, *(latency[key][c] for c in columns)] for key, label in names.items()])
+    latency(metrics["latency"], title)
     out.print()
-    grid("", ["", ""], [[label, value] for label, value in _throughput(metrics)])
+    grid("", ["", ""], [[label, value] for label, value in _outcome(metrics) if value is not None])
     out.print()
-    phases = metrics["phases"]
-    causes = sorted({c for phase in phases.values() for c in phase["share"]})
-    rows = [[name, p["busy_s"], p["mfu"], p["mbu"], *(f"{100 * p['share'].get(c, 0):.1f} %" for c in causes)] for name, p in phases.items()]
-    grid("what bound each phase", ["phase", "busy (s)", "MFU", "MBU", *causes], rows)
-    out.print()
+    if metrics["phases"]:
+        phases(metrics["phases"])
+        out.print()
     out.print(verdict(result))
     for warning in metrics["warnings"]:
         out.print(f"warning: {warning}")
     out.print(f"results: {folder}", soft_wrap=True)
 
 
-def _throughput(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    wanted = {
-        "requests": "requests", "finished": "finished", "rejected": "rejected",
-        "duration_s": "duration (s)", "request_throughput": "requests per second",
-        "output_throughput": "output tokens per second", "goodput": "goodput (requests/s within the SLO)",
-        "slo_attainment": "share of requests within the SLO", "utilisation": "utilisation",
-        "acceptance_rate": "acceptance rate", "joules_per_output_token": "joules per output token",
-        "usd_per_million_output_tokens": "dollars per million output tokens",
-    }  # fmt: skip
-    return [(label, metrics[key]) for key, label in wanted.items() if metrics.get(key) is not None]
+def latency(table: Mapping[str, Any], title: str) -> None:
+    """TTFT, TPOT, ITL and E2EL in milliseconds: mean and percentiles."""
+    columns = ["mean", "p50", "p90", "p99", "max"]
+    names = {"ttft_ms": "TTFT (ms)", "tpot_ms": "TPOT (ms)", "itl_ms": "ITL (ms)", "e2el_ms": "E2EL (ms)"}
+    grid(title, ["", *columns], [[label, *(table[key][c] for c in columns)] for key, label in names.items()])
+
+
+def phases(found: Mapping[str, Any]) -> None:
+    """What the rounds of each kind waited for, in percent of their time."""
+    causes = sorted({c for p in found.values() for c, seconds in p["seconds_by_cause"].items() if seconds > 0})
+    rows = [
+        [name, p["seconds"], p["rounds"], f"{p['mfu']:.1%}", f"{p['mbu']:.1%}"]
+        + [f"{p['seconds_by_cause'][c] / p['seconds']:.1%}" for c in causes]
+        for name, p in found.items()
+    ]
+    grid("what bound each phase", ["phase", "busy (s)", "rounds", "MFU", "MBU", *causes], rows)
+
+
+def _outcome(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What the run delivered and what it took; None where a value does not exist."""
+    requests, throughput, goodput = metrics["requests"], metrics["throughput"], metrics["goodput"] or {}
+    yield from ((name, count) for name, count in requests.items() if name in ("arrived", "finished") or count)
+    yield "duration (s)", metrics["duration_s"]
+    yield "requests per second", throughput["requests_per_s"]
+    yield "output tokens per second", throughput["output_tokens_per_s"]
+    yield "goodput (requests/s within the SLO)", goodput.get("requests_per_s")
+    yield "share of requests within the SLO", _percent(goodput.get("attainment"))
+    yield "share of the time in which rounds ran", _percent(metrics["utilisation"]["busy"])
+    yield "peak share of KV memory in use", _percent(metrics["kv"]["peak_share"])
+    if metrics["acceptance"]["drafted_tokens"]:
+        yield "tokens per decode round", metrics["acceptance"]["mean_accepted_length"]
+        yield "draft tokens accepted", _percent(metrics["acceptance"]["draft_acceptance_rate"])
+    yield "joules per output token", metrics["energy"]["joules_per_output_token"]
+    yield "mean power (W)", metrics["energy"]["mean_W"]
+    yield "dollars per million output tokens", metrics["cost"]["usd_per_million_output_tokens"]
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{share:.1%}"
 
 
 def explanation(answer: Explanation) -> None:
@@ -241,15 +265,18 @@ def plugins(rows: list[dict[str, Any]]) -> None:
         console().print(f"  {row['about']}\n")
 
 
-def comparison(comparison: Any) -> None:
+def comparison(comparison: Comparison) -> None:
     """Differences with intervals, and the waterfall."""
     c = comparison
-    rows = [[d.metric, d.a, d.b, d.difference, f"[{number(d.low)}, {number(d.high)}]"] for d in c.differences]
     grid(f"{c.labels[0]}  ->  {c.labels[1]}", ["", "A", "B", "B - A", f"{100 * c.confidence:g} % interval"], [
-        [r[0], *r[1:4], r[4]] for r in rows
+        [d.metric, d.a, d.b, d.difference, "" if d.low is None else f"[{number(d.low)}, {number(d.high)}]"]
+        for d in c.differences
     ])  # fmt: skip
     console().print()
     grid("mean E2EL (ms), and what the difference is made of", ["", "A", "B", "B - A"], [
         [w.cause, w.a_ms, w.b_ms, w.difference_ms] for w in c.waterfall
     ])  # fmt: skip
+    console().print()
     console().print(c.sentence)
+    for note in c.notes:
+        console().print(f"note: {note}")

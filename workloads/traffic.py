@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import cast
@@ -18,27 +19,35 @@ from workloads.synthetic import arrival_process, body_blocks, priority_blocks, s
 from workloads.trace import Trace, open_trace
 
 Spec = Mapping[str, object]
+Dropped = Counter[str] | None
 FILE_TIME = ("start_s", "end_s", "rate_scale", "spread_quantum_s")
 
 
-def workload(spec: Spec, seed: int, *, rows: int = CHUNK_ROWS, where: str = "workload") -> Iterator[Columns]:
+def workload(
+    spec: Spec, seed: int, *, rows: int = CHUNK_ROWS, where: str = "workload", dropped: Dropped = None
+) -> Iterator[Columns]:
     """The requests that a scenario's `workload` mapping describes, in order of arrival, in chunks of `rows`.
 
     `{trace: ...}`, `{mix: [...]}` or synthetic (`{rate, prompt, output, requests, ...}`); `workloads.keys` says what
-    each allows. Raises ValueError at the call for a spec that makes no sense; TraceError while reading a damaged trace.
+    each allows. `dropped`, where given, adds up by reason the rows that the traces leave out (see `Trace.dropped`):
+    in every part of a mix and every pass of a loop, and in whole blocks of a file, so that rows just before `start_s`
+    or just behind the last request may be among them. Raises ValueError at the call for a spec that makes no sense;
+    TraceError while reading a damaged trace.
     """
     if not isinstance(spec, Mapping):
         raise ValueError(f"{where}: {shown(spec)}: a mapping with trace, mix, or rate, prompt and output")
     for key in CLOSED:
         if key in spec:
             raise ValueError(f"{where}: {key}: a closed loop has no arrival stream: its requests come from lengths()")
-    return rechunk(_stream(spec, seed, 0, where), rows)
+    return rechunk(_stream(spec, seed, 0, where, dropped), rows)
 
 
-def lengths(spec: Spec, seed: int, *, rows: int = CHUNK_ROWS, where: str = "workload") -> Iterator[Columns]:
+def lengths(
+    spec: Spec, seed: int, *, rows: int = CHUNK_ROWS, where: str = "workload", dropped: Dropped = None
+) -> Iterator[Columns]:
     """The requests of a closed loop (`concurrency`, `think_time_s`) in order, without times (`arrival_ns` all 0).
 
-    Without `requests` a synthetic stream never ends. Raises ValueError and TraceError like `workload`.
+    Without `requests` a synthetic stream never ends. `dropped` and errors as in `workload`.
     """
     said = {key: value for key, value in spec.items() if key not in CLOSED}
     check({key: spec[key] for key in spec if key in CLOSED}, CLOSED, where)
@@ -47,18 +56,18 @@ def lengths(spec: Spec, seed: int, *, rows: int = CHUNK_ROWS, where: str = "work
             raise ValueError(f"{where}: {key}: not in a closed loop, whose requests follow completions, not a clock")
     if "trace" in said:
         said = check(said, TRACE, where, required=["trace"])
-        body = _trace_body(_open(said), said, seed, 0, where)
+        body = _trace_body(_open(said), said, seed, 0, where, dropped)
     else:
         said = check(said, SYNTHETIC, where)
         body = body_blocks(said, seed, 0, where)
     return rechunk(shape.slice_rows(body, 0, cast("int | None", said.get("requests"))), rows)
 
 
-def _stream(spec: Spec, seed: int, stream: int, where: str) -> Iterator[Columns]:
+def _stream(spec: Spec, seed: int, stream: int, where: str, dropped: Dropped) -> Iterator[Columns]:
     if "mix" in spec:
-        return _mixed(spec, seed, where)
+        return _mixed(spec, seed, where, dropped)
     if "trace" in spec:
-        return _traced(check(spec, TRACE, where), seed, stream, where)
+        return _traced(check(spec, TRACE, where), seed, stream, where, dropped)
     if not {"rate", "prompt", "output", "lengths", "arrivals"} & set(spec):
         known = {**SYNTHETIC, **TRACE, **MIX}
         unknown = next((key for key in spec if key not in known), None)
@@ -77,41 +86,63 @@ def _open(said: Spec) -> Trace:
     return open_trace(cast(str, said["trace"]), format=form, hash_block_tokens=block)
 
 
-def _traced(said: Spec, seed: int, stream: int, where: str) -> Iterator[Columns]:
+def _traced(said: Spec, seed: int, stream: int, where: str, dropped: Dropped) -> Iterator[Columns]:
     trace = _open(said)
     if "rate" in said or "arrivals" in said:
         clash = next((key for key in FILE_TIME if key in said), None)
         if clash is not None:
             raise ValueError(f"{where}: {clash}: not with rate or arrivals, which replace the times of the file")
-        return timed(_trace_body(trace, said, seed, stream, where), arrival_process(said, where), said, seed, stream)
+        body = _trace_body(trace, said, seed, stream, where, dropped)
+        return timed(body, arrival_process(said, where), said, seed, stream)
     if not trace.has_arrivals():
         raise ValueError(f"{where}: rate: missing: {trace.name} gives lengths only; needs a number > 0 or inf")
     start_s, end_s = cast(float, said.get("start_s", 0.0)), cast(float, said.get("end_s", math.inf))
     if start_s >= end_s:
         raise ValueError(f"{where}: end_s: {end_s}: must be > start_s, {start_s}")
     requests = cast("int | None", said.get("requests"))
-    scaled = shape.scale_rate(_file_times(trace, said, seed, start_s, end_s), cast(float, said.get("rate_scale", 1.0)))
+    original = _file_times(trace, said, seed, start_s, end_s, dropped)
+    scaled = shape.scale_rate(original, cast(float, said.get("rate_scale", 1.0)))
     timely = shape.slice_time(scaled, 0.0, cast(float, said.get("duration_s", math.inf)))
     return _dressed(shape.slice_rows(timely, 0, requests), said, seed, stream, where)
 
 
-def _file_times(trace: Trace, said: Spec, seed: int, start_s: float, end_s: float) -> Iterator[Columns]:
+def _file_times(
+    trace: Trace, said: Spec, seed: int, start_s: float, end_s: float, dropped: Dropped
+) -> Iterator[Columns]:
     """The window of the file, spread within its quantum if asked to, as many times over as asked."""
     quantum_s = cast("float | None", said.get("spread_quantum_s"))
 
     def once() -> Iterator[Columns]:
-        whole = trace.chunks()
+        whole = _tallied(trace, trace.chunks(), dropped)
         fine = whole if quantum_s is None else shape.spread_quantum(whole, max(1, round(quantum_s * 1e9)), seed)
         return shape.slice_time(fine, start_s, end_s)
 
     return shape.loop(once, cast(int, said.get("loop", 1)))
 
 
-def _trace_body(trace: Trace, said: Spec, seed: int, stream: int, where: str) -> Iterator[Columns]:
+def _trace_body(
+    trace: Trace, said: Spec, seed: int, stream: int, where: str, dropped: Dropped
+) -> Iterator[Columns]:
     """A trace's requests in file order with all times 0, `loop` times over."""
-    passes = (chunk for _ in range(cast(int, said.get("loop", 1))) for chunk in trace.lengths())
+    times = range(cast(int, said.get("loop", 1)))
+    passes = (chunk for _ in times for chunk in _tallied(trace, trace.lengths(), dropped))
     untimed = (chunk.at(np.zeros(len(chunk), np.int64)) for chunk in passes)
     return _dressed(untimed, said, seed, stream, where)
+
+
+def _tallied(trace: Trace, chunks: Iterator[Columns], dropped: Dropped) -> Iterator[Columns]:
+    """One pass over a trace; what it leaves out is added to `dropped` as it is read."""
+    if dropped is None:
+        yield from chunks
+        return
+    seen: Counter[str] = Counter()
+    try:
+        for chunk in chunks:
+            dropped.update(trace.dropped - seen)
+            seen = trace.dropped.copy()
+            yield chunk
+    finally:
+        dropped.update(trace.dropped - seen)
 
 
 def _dressed(stream: Iterator[Columns], said: Spec, seed: int, number: int, where: str) -> Iterator[Columns]:
@@ -134,17 +165,17 @@ def _labelled(stream: Iterator[Columns], said: Spec, levels: Iterator[Ints | Non
 # mixes -------------------------------------------------------------------------------------------
 
 
-def _mixed(spec: Spec, seed: int, where: str) -> Iterator[Columns]:
+def _mixed(spec: Spec, seed: int, where: str, dropped: Dropped) -> Iterator[Columns]:
     """With a rate of its own: one arrival process, requests picked by weight. Without: the parts' own, merged."""
     said = check(spec, MIX, where)
     parts, weights = _parts(said["mix"], where)
     if "rate" in said or "arrivals" in said:
         if "requests" not in said and "duration_s" not in said:
             raise ValueError(f"{where}: requests: missing: give requests or duration_s")
-        bodies = [_endless(part, seed, i, f"{where}: mix[{i}]") for i, part in enumerate(parts)]
+        bodies = [_endless(part, seed, i, f"{where}: mix[{i}]", dropped) for i, part in enumerate(parts)]
         picked = shape.pick(bodies, weights, seed, BLOCK_ROWS)
         return timed(picked, arrival_process(said, where), said, seed)
-    streams = [_stream(part, seed, i, f"{where}: mix[{i}]") for i, part in enumerate(parts)]
+    streams = [_stream(part, seed, i, f"{where}: mix[{i}]", dropped) for i, part in enumerate(parts)]
     merged = shape.mix(streams, weights, seed)
     timely = shape.slice_time(merged, 0.0, cast(float, said.get("duration_s", math.inf)))
     return shape.slice_rows(timely, 0, cast("int | None", said.get("requests")))
@@ -166,7 +197,7 @@ def _parts(said: object, where: str) -> tuple[list[Spec], list[float]]:
     return parts, weights
 
 
-def _endless(part: Spec, seed: int, number: int, where: str) -> Iterator[Columns]:
+def _endless(part: Spec, seed: int, number: int, where: str, dropped: Dropped) -> Iterator[Columns]:
     """A part's requests without times and without end; a trace starts again when it is through."""
     for key in ("rate", "arrivals", "requests", "duration_s", "loop", *FILE_TIME):
         if key in part:
@@ -174,4 +205,4 @@ def _endless(part: Spec, seed: int, number: int, where: str) -> Iterator[Columns
     if "trace" not in part:
         return body_blocks(check(part, SYNTHETIC, where), seed, number, where)
     said = check(part, TRACE, where)
-    return _trace_body(_open(said), {**said, "loop": 2**62}, seed, number, where)
+    return _trace_body(_open(said), {**said, "loop": 2**62}, seed, number, where, dropped)

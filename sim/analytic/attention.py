@@ -50,11 +50,21 @@ class AttentionCost:
         token, token_J = evaluate(0, 0, 1)
         kv_J = read_J * pair.kv_s / read.kv_s if pair.kv_s and read.kv_s else 0.0
         spill = Table(lambda n: _spilled(evaluate(0, 0, n), n, token_J))
-        coefficients = (
-            pair.p, max(pair.overhead_s, read.overhead_s), pair.compute_s, read.kv_s, pair.kv_s,
-            read.onchip_s, pair.onchip_s, token.onchip_s, pair_J - kv_J, read_J, kv_J, token_J,
-        )  # fmt: skip
-        part = cls(*map(float, coefficients), spill, spill_from)
+        coefficients = {
+            "p": pair.p,
+            "floor_s": max(pair.overhead_s, read.overhead_s),
+            "pair_s": pair.compute_s,
+            "read_s": read.kv_s,
+            "tile_s": pair.kv_s,
+            "onchip_read_s": read.onchip_s,
+            "onchip_tile_s": pair.onchip_s,
+            "onchip_token_s": token.onchip_s,
+            "pair_J": pair_J - kv_J,
+            "read_J": read_J,
+            "tile_J": kv_J,
+            "token_J": token_J,
+        }
+        part = cls(spill=spill, spill_from=spill_from, **{name: float(value) for name, value in coefficients.items()})
         return part if part._agrees(evaluate) else None
 
     def seconds(self, pairs: Count, reads: Count, tokens: Count, token_limit: float = inf) -> Count:

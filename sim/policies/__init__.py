@@ -7,7 +7,7 @@ one decode round run for this batch (:meth:`Policy.passes`), and what will a seq
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -26,6 +26,10 @@ class Draws(Protocol):
 
     def uniforms(self, purpose: str, start: int, count: int) -> NDArray[np.float64]:
         """``count`` draws in [0, 1) for own decode rounds ``start, start + 1, ...``."""
+        ...
+
+    def from_tile(self, purpose: str, build: Callable[[NDArray[np.float64]], Any]) -> tuple[Any, int, int]:
+        """What ``build`` makes of the first draws of neighbouring requests, this one's row, and how many rounds."""
         ...
 
 

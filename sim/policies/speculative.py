@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,15 @@ from numpy.typing import NDArray
 from sim.analytic.work import Work, pairs_of, reads_of
 from sim.policies import NO_PROMPTS, Draws, Future, IntArray, Pass, Prompts, Totals, Windows
 from sim.policies.acceptance import survival_vector
+
+
+class _Course(NamedTuple):
+    """Rounds of neighbouring requests, unclipped; each of shape [requests, rounds]."""
+
+    kept: IntArray
+    gains: IntArray
+    total: IntArray
+    drafted: IntArray
 
 
 @dataclass(frozen=True)
@@ -60,22 +69,29 @@ class Speculative:
 
     def future(self, draws: Draws, start: int, remaining: int) -> Future:
         """One uniform a round against the survival vector; the last gain is clipped to what is left."""
-        kept = self._kept(draws, start, max(8, int(1.3 * remaining / self.expected_tokens)), remaining)
-        total = np.cumsum(kept + 1)
-        rounds = int(np.searchsorted(total, remaining)) + 1
-        kept = kept[:rounds]
-        gains = kept + 1
+        courses, row, rounds = draws.from_tile("acceptance", self._course)
+        if start or courses.total[row, -1] < remaining:
+            row, courses = 0, self._long_course(draws, start, remaining)
+        total = courses.total[row]
+        rounds = int(total.searchsorted(remaining)) + 1
+        gains = courses.gains[row, :rounds].copy()
         offsets = total[:rounds] - gains
         gains[-1] -= int(total[rounds - 1]) - remaining
-        return Future(gains, offsets, kept, np.full(rounds, self.gamma))
+        return Future(gains, offsets, courses.kept[row, :rounds], courses.drafted[row, :rounds])
 
-    def _kept(self, draws: Draws, start: int, guess: int, remaining: int) -> IntArray:
-        guess = min(guess, remaining)
-        u = draws.uniforms("acceptance", start, guess)
+    def _course(self, u: NDArray[np.float64]) -> _Course:
+        """What every round would keep and gain, and the running total; shapes [requests, rounds] like the draws."""
         kept = np.searchsorted(-self.survival, -u, side="left")
-        if int(kept.sum()) + guess >= remaining:
-            return kept
-        return self._kept(draws, start, 2 * guess, remaining)
+        gains = kept + 1
+        return _Course(kept, gains, gains.cumsum(axis=1), np.full_like(kept, self.gamma))
+
+    def _long_course(self, draws: Draws, start: int, remaining: int) -> _Course:
+        guess = min(max(8, int(1.3 * remaining / self.expected_tokens)), remaining)
+        while True:
+            course = self._course(draws.uniforms("acceptance", start, guess)[None, :])
+            if course.total[0, -1] >= remaining:
+                return course
+            guess = min(2 * guess, remaining)
 
     def channels(self, windows: tuple[Windows, ...]) -> int:
         """Context, catch-up positions and their context, and for windows what depends on each one's own length."""

@@ -54,7 +54,8 @@ class Forecast:
 
     ``low`` and ``high`` bound, at 95 %, what the sampler should measure given the first text: both texts' block
     bootstrap, widths added in quadrature. ``truncated`` takes the survival vector at the largest gamma and cuts it,
-    as a simulator does that draws once for all gammas.
+    as a simulator does that draws once for all gammas. ``all_kept*``: share of rounds that keep every draft, measured
+    and predicted: the tail, where i.i.d. acceptance is furthest off.
     """
 
     target: str
@@ -68,6 +69,9 @@ class Forecast:
     low: float
     high: float
     truncated: float
+    all_kept: float
+    all_kept_iid: float
+    all_kept_survival: float
     rounds: int
 
     @property
@@ -96,8 +100,12 @@ def forecasts(
     temperature: float = 1.0,
     new_tokens: int = 128,
     seed: int = 0,
+    names: tuple[str, str] = ("target", "draft"),
 ) -> list[Forecast]:
-    """Measure acceptance on text that follows the ``first`` prompts; run the sampler on the ``second``; compare."""
+    """Measure acceptance on text that follows the ``first`` prompts; run the sampler on the ``second``; compare.
+
+    One row a gamma. ``names`` of target and draft go into the table.
+    """
     sampler = Sampler(temperature)
     texts = decode(autoregressive.Twin(), target, first, new_tokens, sampler=sampler, seed=seed)
     betas = betas_of(texts, target, draft, sampler)
@@ -105,34 +113,59 @@ def forecasts(
     alpha = mean_beta(betas)
     rows = []
     for gamma in gammas:
-        s = survival_interval(betas, gamma, seed=seed)
+        s, iid = survival_interval(betas, gamma, seed=seed), iid_survival(alpha, gamma)
         twin = speculative.Twin(draft, gamma)
         runs = decode(twin, target, second, new_tokens, sampler=sampler, seed=seed + 1)
-        measured, sd, rounds = tokens_per_round(runs, gamma, seed)
-        margin = np.hypot(s.tokens_per_round_high - s.tokens_per_round_low, 2 * 1.96 * sd) / 2
-        iid, cut = (1 + float(v.sum()) for v in (iid_survival(alpha, gamma), longest[:gamma]))
-        predicted = s.tokens_per_round
-        names = (target.shape.name, draft.shape.name)
-        low, high = predicted - float(margin), predicted + float(margin)
-        rows.append(Forecast(*names, temperature, gamma, alpha, measured, iid, predicted, low, high, cut, rounds))
+        m = tokens_per_round(runs, gamma, seed)
+        half = float(np.hypot(s.tokens_per_round_high - s.tokens_per_round_low, 2 * 1.96 * m.sd) / 2)
+        row = Forecast(
+            target=names[0],
+            draft=names[1],
+            temperature=temperature,
+            gamma=gamma,
+            alpha=alpha,
+            measured=m.mean,
+            iid=1 + float(iid.sum()),
+            survival=s.tokens_per_round,
+            low=s.tokens_per_round - half,
+            high=s.tokens_per_round + half,
+            truncated=1 + float(longest[:gamma].sum()),
+            all_kept=m.all_kept,
+            all_kept_iid=float(iid[-1]),
+            all_kept_survival=float(s.vector[-1]),
+            rounds=m.rounds,
+        )
+        rows.append(row)
     return rows
 
 
-def tokens_per_round(runs: Sequence[Generation], gamma: int, seed: int = 0) -> tuple[float, float, int]:
-    """Mean over all rounds that could keep every draft, its standard deviation by bootstrap over runs, and rounds.
+@dataclass(frozen=True)
+class Measured:
+    """Of a set of runs: tokens per round with its bootstrap standard deviation, share of rounds that kept all."""
+
+    mean: float
+    sd: float
+    all_kept: float
+    rounds: int
+
+
+def tokens_per_round(runs: Sequence[Generation], gamma: int, seed: int = 0) -> Measured:
+    """Over all rounds that could keep every draft; the standard deviation is a bootstrap over runs.
 
     Rounds that start within gamma tokens of the limit are left out, however they went: taking only those that happened
     to end in time would favour short ones.
     """
-    sums = np.zeros((len(runs), 2))
+    sums = np.zeros((len(runs), 3))
     for i, run in enumerate(runs):
         starts = np.cumsum([len(r.emitted) for r in run.rounds])[:-1]
         whole = [r for at, r in zip(starts, run.rounds[1:], strict=True) if at + gamma + 1 <= len(run.tokens)]
-        sums[i] = len(whole), sum(len(r.emitted) for r in whole)
-    total = sums.sum(axis=0)
+        sums[i] = len(whole), sum(len(r.emitted) for r in whole), sum(r.accepted == gamma for r in whole)
+    rounds, tokens, kept = sums.sum(axis=0)
+    if not rounds:
+        raise ValueError(f"acceptance: no run is long enough for a round of gamma = {gamma} drafts")
     draws = bootstrap_sums(sums, 1000, seed)
     sd = float((draws[:, 1] / np.maximum(draws[:, 0], 1)).std(ddof=1))
-    return float(total[1] / total[0]), sd, int(total[0])
+    return Measured(float(tokens / rounds), sd, float(kept / rounds), int(rounds))
 
 
 def prompts_of(ids: Sequence[int], count: int, tokens: int) -> list[Tokens]:

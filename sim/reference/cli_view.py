@@ -112,7 +112,8 @@ def run(
     words = codec or codec_of(model)
     ids = words.encode(prompt or "<|endoftext|>")
     [generation] = decode(twin, target, [np.array(ids)], new_tokens, sampler=sampler, seed=seed)
-    return transcribe(generation, words, target.shape.name, policy, prompt)
+    name = target.shape.name if isinstance(model, Transformer) else str(model)
+    return transcribe(generation, words, name, policy, prompt)
 
 
 def codec_of(model: str | Path | Transformer) -> Codec:

@@ -1,17 +1,17 @@
 """Flat facts of a run, append-only: a row per request, leap, prompt chunk, stay in the decode batch, and token gap.
 
-Nothing is derived here. Rows are Python tuples until a block is full and int64 columns afterwards, so that a million
-requests stay well under a gigabyte.
+Nothing is derived here. Rows go into flat arrays of 64-bit integers at once, so that a million requests stay well under
+a gigabyte.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence as Ordered
 
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 1 << 15
 STATUS = ("finished", "rejected", "failed", "partial")
 
 REQUEST_COLUMNS = (
@@ -24,35 +24,20 @@ STAY_COLUMNS = "replica request first_leap last_leap seats".split()
 
 
 class Table:
-    """Rows of whole numbers under fixed column names."""
+    """Rows of whole numbers under fixed column names, kept as one flat array of 64-bit integers."""
 
     def __init__(self, columns: Ordered[str]) -> None:
         self.columns = tuple(columns)
-        self._rows: list[tuple[int, ...]] = []
-        self._blocks: list[NDArray[np.int64]] = []
-        self._count = 0
+        self._numbers = array("q")
+        self.append = self._numbers.extend
+        """Add one row, a tuple in the order of the columns."""
 
     def __len__(self) -> int:
-        return self._count
-
-    def append(self, row: tuple[int, ...]) -> None:
-        """Add one row, in the order of the columns."""
-        self._rows.append(row)
-        self._count += 1
-        if len(self._rows) >= BLOCK:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._blocks.append(np.array(self._rows, dtype=np.int64))
-            self._rows.clear()
+        return len(self._numbers) // len(self.columns)
 
     def array(self) -> NDArray[np.int64]:
-        """All rows, shape [rows, columns]."""
-        self._flush()
-        if len(self._blocks) > 1:
-            self._blocks = [np.concatenate(self._blocks)]
-        return self._blocks[0] if self._blocks else np.zeros((0, len(self.columns)), dtype=np.int64)
+        """All rows, shape [rows, columns]; a copy."""
+        return np.array(self._numbers, dtype=np.int64).reshape(-1, len(self.columns))
 
     def frame(self) -> dict[str, NDArray[np.int64]]:
         """Columns by name."""

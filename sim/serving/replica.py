@@ -141,6 +141,8 @@ class Replica:
 
     def give_up(self) -> None:
         """Record whatever is unfinished as partial (the run was cut short)."""
+        if self.leap is not None:
+            self._book_ends(self.leap)
         for sequence in list(self.unfinished()):
             self._record(sequence, 3, self.env.now)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,13 @@ class Rounds:
         np.maximum(ns, 1.0, out=ns)
         return ns.astype(np.int64)
 
-    def host_s(self, sequences: Any) -> Any:
-        """Host seconds of a round, which the device waits for (engine profile)."""
+    @cached_property
+    def _host(self) -> tuple[float, float]:
+        """Host seconds of a round, and of each sequence in it (engine profile); the device waits for both."""
         engine = self.engine
-        return engine.step_s + engine.layer_s * self.layers + engine.sequence_s * sequences
+        return engine.step_s + engine.layer_s * self.layers, engine.sequence_s
+
+    def host_s(self, sequences: Any) -> Any:
+        """Host seconds of a round in which so many sequences take part."""
+        step_s, sequence_s = self._host
+        return step_s + sequence_s * sequences

@@ -1,0 +1,1 @@
+"""From the raw tables of a run to answers: metrics, files, pictures. Sees tables, not simulators."""

@@ -1,0 +1,44 @@
+"""What was promised and what was kept: service level objectives, attainment, goodput (vLLM's definitions)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.frames import Columns, known
+
+__all__ = ["LIMITED", "judge", "kept"]
+
+LIMITED = ("ttft_ms", "tpot_ms", "e2el_ms")
+
+
+def kept(requests: Columns, slo: Any) -> NDArray[np.bool_]:
+    """Which requests met every objective; a TPOT that does not exist (one token) counts as 0, a failure as a miss."""
+    good = requests["status"] == "finished"
+    for name in LIMITED:
+        limit = getattr(slo, name)
+        if limit is not None:
+            good = good & (np.ma.filled(requests[name], 0.0) <= limit)
+    return np.asarray(good)
+
+
+def judge(requests: Columns, slo: Any) -> list[dict[str, Any]]:
+    """Each objective with the value at its percentile of requests, and whether it was met.
+
+    The percentile is over requests that have the metric; a request that was rejected or failed has none, and is counted
+    by attainment instead. No value: not met.
+    """
+    verdicts = []
+    for name in LIMITED:
+        limit = getattr(slo, name)
+        if limit is None:
+            continue
+        values = known(requests, name)
+        value = float(np.percentile(values, slo.percentile)) if len(values) else None
+        met = value is not None and value <= limit
+        verdicts.append(
+            {"metric": name, "limit": limit, "percentile": slo.percentile, "value": value, "met": met}
+        )
+    return verdicts

@@ -1,0 +1,69 @@
+"""The run in one sentence: was the promise kept, what binds, what binds next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from analysis.frames import Run
+
+__all__ = ["sentence", "verdict"]
+
+CAUSES = {
+    "weights": "reading weights",
+    "kv": "reading the KV cache",
+    "activations": "moving activations",
+    "compute": "compute",
+    "onchip": "on-chip bandwidth",
+    "link": "the links between devices",
+    "overhead": "kernel launches",
+    "host": "host time",
+}
+
+
+def verdict(run: Run) -> str:
+    """One plain sentence about the run, computed from its summary."""
+    return sentence(run.metrics)
+
+
+def sentence(found: dict[str, Any]) -> str:
+    """The same from ``summary.json``."""
+    if not found["phases"]:
+        return "Nothing ran: no request was served."
+    return f"{_promise(found)}; {_bound(found)}; {_next(found)}."
+
+
+def _promise(found: dict[str, Any]) -> str:
+    if not found["slo"]:
+        return f"Serves {found['finished']} requests in {found['duration_s']:.3g} s; no objective was set"
+    kept = [_objective(one) for one in found["slo"] if one["met"]]
+    missed = [_objective(one) for one in found["slo"] if not one["met"]]
+    if not missed:
+        return f"Meets {' and '.join(kept)}"
+    return f"Misses {' and '.join(missed)}" + (f", meets {' and '.join(kept)}" if kept else "")
+
+
+def _objective(one: dict[str, Any]) -> str:
+    name = one["metric"].removesuffix("_ms").upper()
+    value = "no value" if one["value"] is None else f"{one['value']:.3g} ms"
+    return f"{name} p{one['percentile']:g} <= {one['limit']:g} ms ({value})"
+
+
+def _bound(found: dict[str, Any]) -> str:
+    """What bound the phase that took most of the time, and for how much of it."""
+    name, phase = max(found["phases"].items(), key=lambda item: float(item[1]["busy_s"]))
+    share = phase["share"][phase["bound_by"]]
+    label = {"mixed": "rounds that mix prefill and decode are"}.get(name, f"{name} is")
+    return f"{label} bound by {CAUSES[phase['bound_by']]} ({share:.0%} of its time)"
+
+
+def _next(found: dict[str, Any]) -> str:
+    """Of what grows at least with the rate, the resource that is nearest to being used up."""
+    if not found["headroom"]:
+        return "nothing else was used"
+    name, share = max(found["headroom"].items(), key=lambda item: float(item[1]))
+    if any("backlog grows" in warning for warning in found["warnings"]):
+        return f"the backlog grows, with {name} in use for {share:.0%}"
+    if share > 0.9:
+        return f"{name} is nearly used up ({share:.0%})"
+    verb = "run out" if name.startswith("sequences") else "runs out"
+    return f"before {1 / share:.2g} times this rate {name} {verb} next ({share:.0%} in use)"

@@ -1,0 +1,233 @@
+"""What the engine's tests share: a bumpy cost, a case that both engines run, and one form for what they tell."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from stepper import Told
+
+from sim.analytic.hardware import Engine
+from sim.analytic.work import Work
+from sim.plugin import build, discover
+from sim.policies import Windows
+from sim.request import Request
+from sim.routers.round_robin import RoundRobin
+from sim.serving.cluster import ClosedLoop, Cluster
+from sim.serving.kv import KvBudget, Span
+from sim.serving.luck import Luck
+from sim.serving.record import Recorder
+from sim.serving.replica import Leap, Replica, Setup
+from sim.serving.rounds import Rounds
+
+# Every policy of sim/policies with options that reach its corners; a new policy adds its line here.
+POLICIES: dict[str, list[dict[str, Any]]] = {
+    "autoregressive": [{}],
+    "speculative": [
+        {"draft": "d", "gamma": 1, "acceptance": 0.5},
+        {"draft": "d", "gamma": 3, "acceptance": 0.8},
+        {"draft": "d", "gamma": 4, "acceptance": {"kind": "beta", "mean": 0.7, "concentration": 2.0}},
+        {"draft": "d", "gamma": 2, "acceptance": {"kind": "survival", "vector": [1.0, 0.0]}},
+    ],
+}
+SCHEDULERS: dict[str, list[dict[str, Any]]] = {
+    "chunked": [{"token_budget": 12, "max_sequences": 6}, {"token_budget": 64, "max_sequences": 3}],
+    "continuous": [{"token_budget": 30, "max_sequences": 6}],
+    "static": [{"max_sequences": 4}],
+}
+ROUTERS: dict[str, list[dict[str, Any]]] = {"round_robin": [{}]}
+
+
+def examples(package: str, table: dict[str, list[dict[str, Any]]]) -> list[Any]:
+    """Every plug-in of a package with each of its example options; fails on one that has none."""
+    missing = set(discover(package)) - set(table)
+    assert not missing, f"tests/engine_setup.py has no example options for {sorted(missing)} of {package}"
+    return [build(package, "x", {"name": n, **options}) for n in discover(package) for options in table[n]]
+
+
+def policies() -> list[Any]:
+    """One of each policy and option set."""
+    return examples("sim.policies", POLICIES)
+
+
+def schedulers() -> list[Any]:
+    """One of each scheduler and option set."""
+    return examples("sim.schedulers", SCHEDULERS)
+
+
+def label(thing: Any) -> str:
+    """A short name for a test's id."""
+    options = [str(v) for v in vars(thing).values() if isinstance(v, int | float | str)]
+    return "-".join([thing.name, *options])
+
+
+def _moe(experts: int = 8, chosen: int = 2) -> NDArray[np.float64]:
+    """Expected experts that n tokens visit, by n: concave, so that a mean round costs more than the rounds do."""
+    return experts * (1.0 - (1.0 - chosen / experts) ** np.arange(1 << 14))
+
+
+EXPERTS = _moe()
+
+
+@dataclass(frozen=True)
+class BumpyCost:
+    """A pass that no mean round can stand in for: experts visited, tiles of 8 rows, a 2-norm of memory and arithmetic.
+
+    Every operation is one that IEEE 754 rounds correctly, so that one round and many have the same bits.
+    ``quantum_ns`` rounds every pass up to a multiple, so that rounds and arrivals collide.
+    """
+
+    token_ns: float = 700.0
+    read_ns: float = 13.0
+    quantum_ns: int = 0
+
+    def seconds(self, work: Work) -> NDArray[np.float64]:
+        """Seconds, with the shape that the fields of ``work`` broadcast to."""
+        tokens = np.asarray(work.tokens)
+        halves = ((work.decode_pairs, work.decode_reads), (work.prefill_pairs, work.prefill_reads))
+        pairs, reads = np.zeros(1), np.zeros(1)
+        for half_pairs, half_reads in halves:
+            for kind, (pair, read) in enumerate(zip(half_pairs or (), half_reads or (), strict=True)):
+                pairs, reads = pairs + pair * (1.0 + kind), reads + read * (2.0 - kind)
+        memory = EXPERTS[tokens] * self.token_ns + reads * self.read_ns
+        flops = -(-tokens // 8) * (0.9 * self.token_ns) + pairs * (0.21 * self.read_ns) + np.asarray(work.logit_rows) * 3.0
+        total = np.sqrt(memory * memory + flops * flops)
+        if self.quantum_ns:
+            total = np.ceil(total / self.quantum_ns) * self.quantum_ns
+        return total * 1e-9
+
+
+@dataclass(frozen=True)
+class FlatCost:
+    """A pass that lasts ``fixed_ns`` and ``token_ns`` for each token, whatever is cached: for queueing with a pencil."""
+
+    fixed_ns: float = 0.0
+    token_ns: float = 0.0
+    shape: ClassVar[Any] = SimpleNamespace(windows=(None,))
+
+    def seconds(self, work: Work) -> NDArray[np.float64]:
+        """Seconds of each round."""
+        rounds = np.zeros(1) if work.decode_reads is None else np.zeros(np.shape(work.decode_reads[0]))
+        return (rounds + self.fixed_ns + np.asarray(work.tokens) * self.token_ns) * 1e-9
+
+
+@dataclass(frozen=True)
+class Case:
+    """Everything that decides a run. ``concurrency`` makes it a closed loop over the requests; ``real`` costs, target
+    first, take the place of the bumpy ones."""
+
+    policy: Any
+    scheduler: Any
+    requests: tuple[Request, ...]
+    windows: Windows = (None,)
+    capacity_bytes: int = 1 << 40
+    block_tokens: int = 4
+    mode: Any = "paged"
+    watermark: float = 0.0
+    quantum_ns: int = 0
+    seed: int = 0
+    max_context: int = 4096
+    replicas: int = 1
+    concurrency: int = 0
+    think_s: float = 0.0
+    exponential: bool = False
+    host_s: float = 0.0
+    router: Any = field(default_factory=RoundRobin)
+    real: tuple[Any, ...] = ()
+
+    def models(self) -> tuple[Windows, ...]:
+        """Attention kinds of the target and of each draft; a draft has the kinds in reverse order."""
+        if self.real:
+            return tuple(cost.shape.windows for cost in self.real)
+        return (self.windows, *(self.windows[::-1] for _ in self.policy.drafts))
+
+    def setup(self, stepping: bool = False) -> Setup:
+        """The engine's setup: 6 bytes a token for each kind of target layer, 1 for the draft's."""
+        models, look = self.models(), self.policy.tokens_per_round
+        spans = [Span(6 if i == 0 else 1, w) for i, windows in enumerate(models) for w in windows]
+        book = KvBudget(
+            self.capacity_bytes, tuple(spans), self.block_tokens, self.mode, self.max_context + look, self.watermark, look
+        )
+        bumpy = tuple(BumpyCost(700.0 / (1 + 3 * i), 13.0 / (1 + i), self.quantum_ns) for i in range(len(models)))
+        engine = Engine("test", step_s=self.host_s, sequence_s=self.host_s / 16)
+        rounds = Rounds(self.policy, self.real or bumpy, engine, models, 2)  # type: ignore[arg-type]
+        return Setup(rounds, self.policy, models, self.scheduler, book, Luck(self.seed), self.max_context, stepping)
+
+    def closed_loop(self) -> ClosedLoop | None:
+        """The closed loop, or None for an open trace."""
+        if not self.concurrency:
+            return None
+        return ClosedLoop(list(self.requests), self.concurrency, self.think_s, self.exponential)
+
+
+Ends = list[list[tuple[int, NDArray[np.int64]]]]  # by replica: seats and round ends of each leap
+
+
+@contextmanager
+def round_ends(replicas: int) -> Iterator[Ends]:
+    """Note the ends of all rounds that replicas book inside the block."""
+    ends: Ends = [[] for _ in range(replicas)]
+    booked = Replica._record_leap
+
+    def note(self: Replica, leap: Leap, rounds: int) -> None:
+        seats = self.decoding_seats if leap.plan.decode else 0
+        ends[self.index].append((seats, leap.start_ns + leap.after_ns[leap.done : leap.done + rounds]))
+        booked(self, leap, rounds)
+
+    Replica._record_leap = note  # type: ignore[method-assign]
+    try:
+        yield ends
+    finally:
+        Replica._record_leap = booked  # type: ignore[method-assign]
+
+
+def run_engine(case: Case, stepping: bool = False) -> tuple[Told, Cluster, Recorder]:
+    """Run the real engine on a case; ``stepping``: with a timeout for every round."""
+    arrivals = case.closed_loop() or iter(case.requests)
+    cluster = Cluster(case.setup(stepping), case.replicas, case.router, arrivals)
+    with round_ends(case.replicas) as ends:
+        recorder = cluster.run()
+    return told_by(recorder, ends), cluster, recorder
+
+
+def told_by(recorder: Recorder, ends: Ends) -> Told:
+    """The recorder's tables in the stepper's form."""
+    told = Told(round_ends=[[int(t) for _, part in parts for t in part] for parts in ends])
+    rows = recorder.requests.array().tolist()
+    told.requests = {row[0]: tuple(row) for row in rows}
+    assert len(told.requests) == len(rows), "every request ends exactly once"
+    gaps, weights = recorder.gaps.weighted()
+    told.gaps = Counter(dict(zip(gaps.tolist(), weights.tolist(), strict=True)))
+    leaps = recorder.leaps.frame()
+    starts = [leaps["start_ns"][leaps["replica"] == i] for i in range(len(ends))]
+    told.chunks = sorted((r, int(starts[r][n]), *rest) for r, n, *rest in recorder.chunks.array().tolist())
+    for replica, request, first, last, _ in recorder.stays.array().tolist():
+        for seats, part in ends[replica][first:last]:
+            told.emits.setdefault(request, []).extend(part.tolist() if seats else [])
+    told.emits = {request: sorted(times) for request, times in told.emits.items() if times}
+    table = recorder.leaps.array()
+    for i in range(len(ends)):
+        mine = table[table[:, 0] == i]
+        told.sums.append([int((mine[:, 3] * mine[:, 4]).sum()), *mine[:, 9:].sum(axis=0).tolist()])
+    return told
+
+
+def trace(n: int, mean_gap_ns: int, seed: int, quantum_ns: int = 1, samples: int = 1) -> tuple[Request, ...]:
+    """A small random trace; arrivals on multiples of ``quantum_ns``, several of them at once."""
+    rng = np.random.default_rng(seed)
+    times = np.cumsum(rng.exponential(mean_gap_ns, n)).astype(int) // quantum_ns * quantum_ns
+    shape = rng.integers(1, [40, 20, samples + 1, 3], size=(n, 4)).tolist()
+    return tuple(Request(i, int(t), p, o, s, priority=q) for i, (t, (p, o, s, q)) in enumerate(zip(times, shape, strict=True)))
+
+
+def longer(requests: tuple[Request, ...], tokens: int) -> tuple[Request, ...]:
+    """The same requests with so many more output tokens."""
+    return tuple(
+        Request(r.id, r.arrival_ns, r.prompt, r.output + tokens, r.samples, r.priority, r.session) for r in requests
+    )

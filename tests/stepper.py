@@ -1,0 +1,342 @@
+"""The stepper: a slow second engine that leaping is compared with, bit for bit (docs/design.md, "The rules of a round").
+
+It takes one round at a time, looks at every sequence in a plain loop, and counts every total again in every round. No
+horizon, no SimPy, no event queue; of ``sim.serving`` it uses only the luck and the cost of a round. A sample's future
+is never known here: the policy is asked for one round at a time, by the sample's own round number.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sim.policies import Chunk, Chunks, Future
+from sim.request import Request
+from sim.routers import ReplicaState
+from sim.schedulers import Plan
+
+FINISHED, REJECTED = 0, 1
+
+
+@dataclass(eq=False)
+class Sample:
+    """One sample: tokens out, own decode rounds done, and what it drew since it joined the decode batch."""
+
+    number: int
+    emitted: int = 0
+    round: int = 0
+    last_emit_ns: int = -1
+    joined_context: int = 0
+    drawn: list[tuple[int, int, int]] = field(default_factory=list)  # gain, kept, drafted
+
+
+@dataclass(eq=False)
+class Job:
+    """A request in service. Schedulers read ``request``, ``seats``, ``prefill_tokens`` and ``prefilled``."""
+
+    request: Request
+    samples: list[Sample]
+    prefill_tokens: int
+    prefilled: int = 0
+    admitted_ns: int = -1
+    first_token_ns: int = -1
+    preemptions: int = 0
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    held: tuple[int, ...] = ()  # tokens that each sample keeps room for from admission until it decodes
+
+    @property
+    def seats(self) -> int:
+        return len(self.samples)
+
+
+@dataclass
+class Told:
+    """What a run tells: one form for the engine and for the stepper, so that ``==`` is the comparison.
+
+    ``requests``: the recorder's row by request id. ``round_ends``: by replica. ``emits``: by request id, the sorted
+    ends of the decode rounds in which its samples emitted. ``gaps``: how often each inter-token gap was seen.
+    ``chunks``: (replica, start of the round, request, cached, new, last). ``sums``: by replica, sequence-rounds and
+    the sum of every channel.
+    """
+
+    requests: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    round_ends: list[list[int]] = field(default_factory=list)
+    emits: dict[int, list[int]] = field(default_factory=dict)
+    gaps: Counter[int] = field(default_factory=Counter)
+    chunks: list[tuple[int, ...]] = field(default_factory=list)
+    sums: list[list[int]] = field(default_factory=list)
+
+
+class SlowReplica:
+    """One replica, one round at a time. It is its own scheduler's view."""
+
+    def __init__(self, index: int, setup: Any, told: Told) -> None:
+        self.index, self.setup, self.told = index, setup, told
+        self.tokens_per_round = setup.policy.tokens_per_round
+        self.most_decoding = setup.scheduler.decode_seats(self.tokens_per_round)
+        self.line: list[Job] = []
+        self.admitted: list[Job] = []
+        self.prefilling: list[Job] = []
+        self.ready: list[Job] = []
+        self.decoding: list[Job] = []
+        self.crowded = False
+        self.plan_now: Plan | None = None
+        self.start_ns = self.end_ns = -1
+        self.finished: list[Request] = []
+        self.kv_at: dict[int, int] = {}
+        told.round_ends.append([])
+        told.sums.append([0] * (1 + setup.policy.channels(setup.windows)))
+
+    # --- the view of a scheduler
+
+    @property
+    def running_seats(self) -> int:
+        return sum(job.seats for job in self.admitted)
+
+    @property
+    def decoding_seats(self) -> int:
+        return sum(job.seats for job in self.decoding)
+
+    def admissible(self, seats: int) -> Iterator[Job]:
+        chosen: list[Job] = []
+        for job in [] if self.crowded else sorted(self.line, key=self._place):
+            taken = self.running_seats + sum(j.seats for j in chosen)
+            left = self.setup.kv.capacity_bytes - self.held() - self.needed()
+            left -= sum(self._hold(j) for j in [*chosen, job])
+            keep = self.setup.kv.watermark_bytes if self.admitted or chosen else 0
+            if taken + job.seats > seats or left < keep:
+                return
+            chosen.append(job)
+            yield job
+
+    def _place(self, job: Job) -> tuple[int, int, int]:
+        request = job.request
+        by_order = {"fcfs": 0, "shortest_prompt": request.prompt, "priority": -request.priority}
+        return (0 if job.preemptions else 1, by_order[self.setup.scheduler.order], request.id)
+
+    # --- KV memory, counted from the bytes of a token
+
+    def kv(self, tokens: int) -> int:
+        """Bytes that one sequence of this many tokens holds, pool by pool."""
+        book, total = self.setup.kv, 0
+        if tokens == 0:
+            return 0
+        for span in book.spans:
+            blocks = math.ceil((book.reserve_tokens if book.mode == "reserved" else tokens) / book.block_tokens)
+            if span.window is not None:
+                in_reach = span.window - 1 + self.tokens_per_round
+                blocks = min(blocks, math.ceil(in_reach / book.block_tokens) + 1)
+            total += blocks * book.block_tokens * span.token_bytes
+        return total
+
+    def group(self, prompt: int, tokens: Iterable[int]) -> int:
+        """Samples of one prompt hold its full blocks once."""
+        tokens = list(tokens)
+        once = 0 if self.setup.kv.mode == "reserved" else self.kv(prompt - prompt % self.setup.kv.block_tokens)
+        return sum(self.kv(t) for t in tokens) - (len(tokens) - 1) * once
+
+    def _hold(self, job: Job) -> int:
+        return self.group(job.request.prompt, job.held or [job.request.prompt + s.emitted for s in job.samples])
+
+    def held(self) -> int:
+        """Bytes of the admitted that do not decode yet."""
+        return sum(self._hold(job) for job in self.admitted if job not in self.decoding)
+
+    def needed(self) -> int:
+        """Bytes that the next decode round needs, its look-ahead included."""
+        return sum(
+            self.group(j.request.prompt, [cached(j, s) + self.tokens_per_round for s in j.samples])
+            for j in self.decoding
+        )
+
+    def state(self) -> ReplicaState:
+        kv_bytes = self.held() + self.needed()
+        return ReplicaState(len(self.line), self.running_seats, kv_bytes, self.setup.kv.capacity_bytes)
+
+    # --- arrivals and plans
+
+    def arrive(self, request: Request, now: int) -> None:
+        job = Job(request, [Sample(i) for i in range(request.samples)], request.prompt)
+        last = request.prompt + request.output - 1 + self.tokens_per_round
+        seats = min(self.most_decoding, getattr(self.setup.scheduler, "max_sequences", self.most_decoding))
+        fits = self.group(request.prompt, [last] * request.samples) <= self.setup.kv.capacity_bytes
+        if request.samples > seats or request.prompt + request.output > self.setup.max_context or not fits:
+            self._tell(job, now, REJECTED)
+        else:
+            self.line.append(job)
+
+    def plan(self, now: int) -> None:
+        """Promote, make room, plan, and start the round."""
+        while self.ready and self.decoding_seats + self.ready[0].seats <= self.most_decoding:
+            self._join(self.ready.pop(0))
+        self.crowded = False
+        while self.needed() + self.held() > self.setup.kv.capacity_bytes:
+            self._preempt(self.admitted[-1])
+            self.crowded = True
+        plan = self.setup.scheduler.plan(self)
+        for job in sorted(self.line, key=self._place)[: plan.admit]:
+            self._admit(job, now)
+        self._start(plan, now)
+
+    def _admit(self, job: Job, now: int) -> None:
+        self.line.remove(job)
+        self.admitted.append(job)
+        self.prefilling.append(job)
+        job.held = tuple(job.request.prompt + s.emitted for s in job.samples)
+        job.admitted_ns = now if job.admitted_ns < 0 else job.admitted_ns
+
+    def _join(self, job: Job) -> None:
+        self.decoding.append(job)
+        for sample in job.samples:
+            sample.joined_context, sample.drawn = cached(job, sample), []
+
+    def _preempt(self, job: Job) -> None:
+        for place in (self.admitted, self.prefilling, self.ready, self.decoding):
+            if job in place:
+                place.remove(job)
+        job.preemptions += 1
+        job.prefilled, job.held = 0, ()
+        job.prefill_tokens = job.request.prompt + sum(s.emitted for s in job.samples)
+        self.line.append(job)
+
+    # --- one round
+
+    def _start(self, plan: Plan, now: int) -> None:
+        chunks = [Chunk(j.prefilled, new, j.prefilled + new == j.prefill_tokens) for j, new in plan.chunks]
+        seats = self.decoding_seats if plan.decode else 0
+        columns = [self._draw(j, s) for j in self.decoding for s in j.samples] if seats else []
+        assert seats or chunks, "a replica with work must not fall asleep"
+        totals = [sum(c) for c in zip(*columns, strict=True)]
+        column = np.array(totals, dtype=np.int64).reshape(len(totals), 1) if seats else None
+        ns = self.setup.rounds.ns(seats, column, Chunks(chunks) if chunks else None, seats + len(chunks))
+        assert ns.shape == (1,) and ns[0] >= 1
+        self.plan_now, self.start_ns, self.end_ns = plan, now, now + int(ns[0])
+        self.kv_at[now] = self.held() + self.needed()
+        for place, amount in enumerate([seats, *totals]):
+            self.told.sums[self.index][place] += amount
+        for (job, new), chunk in zip(plan.chunks, chunks, strict=True):
+            self.told.chunks.append((self.index, now, job.request.id, chunk.cached, new, int(chunk.last)))
+
+    def _draw(self, job: Job, sample: Sample) -> tuple[int, ...]:
+        """Ask the policy for this one round; returns the sample's share of every channel in it."""
+        policy, left = self.setup.policy, job.request.output - sample.emitted
+        one = policy.future(self.setup.luck.of(job.request.id, sample.number), sample.round, left)
+        gain, kept, drafted = int(one.gains[0]), int(one.kept[0]), int(one.drafted[0])
+        assert 1 <= gain <= left and 0 <= kept <= drafted
+        sample.drawn.append((gain, kept, drafted))
+        gains, kepts, drafteds = (np.array(c, dtype=np.int64) for c in zip(*sample.drawn, strict=True))
+        so_far = Future(gains, np.cumsum(gains) - gains, kepts, drafteds)
+        return tuple(int(row[-1]) for row in policy.rows(so_far, sample.joined_context, self.setup.windows))
+
+    def settle(self, now: int) -> None:
+        """The round has ended: decodes gain, then prompts advance in the order of the plan."""
+        plan, self.plan_now = self.plan_now, None
+        assert plan is not None and now == self.end_ns
+        self.told.round_ends[self.index].append(now)
+        for job in sorted(self.decoding, key=lambda j: j.request.id) if plan.decode else []:
+            self._gain(job, now)
+        for job, new in plan.chunks:
+            job.prefilled += new
+            if job.prefilled == job.prefill_tokens:
+                self._prompt_read(job, now)
+
+    def _gain(self, job: Job, now: int) -> None:
+        for sample in job.samples:
+            gain, kept, drafted = sample.drawn[-1]
+            sample.emitted, sample.round = sample.emitted + gain, sample.round + 1
+            job.rounds, job.drafted, job.accepted = job.rounds + 1, job.drafted + drafted, job.accepted + kept
+            self.told.emits.setdefault(job.request.id, []).append(now)
+            self._emit(sample, now)
+        self._drop_complete(job, now)
+
+    def _prompt_read(self, job: Job, now: int) -> None:
+        self.prefilling.remove(job)
+        self.ready.append(job)
+        job.first_token_ns = now if job.first_token_ns < 0 else job.first_token_ns
+        for sample in job.samples:
+            sample.emitted += 1
+            self._emit(sample, now)
+        self._drop_complete(job, now)
+
+    def _emit(self, sample: Sample, now: int) -> None:
+        if sample.last_emit_ns >= 0:
+            self.told.gaps[now - sample.last_emit_ns] += 1
+        sample.last_emit_ns = now
+
+    def _drop_complete(self, job: Job, now: int) -> None:
+        job.samples = [s for s in job.samples if s.emitted < job.request.output]
+        if not job.samples:
+            for place in (self.admitted, self.ready, self.decoding):
+                if job in place:
+                    place.remove(job)
+            self._tell(job, now, FINISHED)
+
+    def _tell(self, job: Job, now: int, status: int) -> None:
+        r = job.request
+        self.finished.append(r)
+        self.told.requests[r.id] = (
+            r.id, r.arrival_ns, job.admitted_ns, job.first_token_ns, now, r.prompt, r.output, r.samples, job.rounds,
+            job.drafted, job.accepted, job.preemptions, self.index, status, r.priority, r.session,
+        )  # fmt: skip
+
+
+def cached(job: Job, sample: Sample) -> int:
+    """Tokens of a sample in the cache before its next decode round."""
+    return job.request.prompt + sample.emitted - 1
+
+
+def step(case: Any) -> tuple[Told, list[SlowReplica]]:
+    """Run a case of tests/engine_setup.py round by round; the replicas come back for what they noted on the way."""
+    told, setup, loop = Told(), case.setup(), case.closed_loop()
+    replicas = [SlowReplica(i, setup, told) for i in range(case.replicas)]
+    known = loop.requests[: loop.concurrency] if loop else case.requests
+    coming = [(0 if loop else r.arrival_ns, r.id, r) for r in known]
+    heapq.heapify(coming)
+    while times := [r.end_ns for r in replicas if r.plan_now] + [t for t, _, _ in coming[:1]]:
+        now = min(times)
+        for replica in replicas:
+            if replica.plan_now and replica.end_ns == now:
+                replica.settle(now)
+        _ask_again(case, replicas, coming, now)
+        while coming and coming[0][0] == now:
+            request = _at(heapq.heappop(coming)[2], now)
+            states = [r.state() for r in replicas] if case.router.needs_state else ()
+            replicas[case.router.pick(request, len(replicas), states)].arrive(request, now)
+            _ask_again(case, replicas, coming, now)
+        for replica in replicas:
+            if replica.plan_now is None and (replica.line or replica.admitted):
+                replica.plan(now)
+    told.chunks.sort()
+    told.emits = {request: sorted(times) for request, times in told.emits.items()}
+    return told, replicas
+
+
+def _at(r: Request, now: int) -> Request:
+    return Request(r.id, now, r.prompt, r.output, r.samples, r.priority, r.session)
+
+
+def _ask_again(case: Any, replicas: list[SlowReplica], coming: list[tuple[int, int, Request]], now: int) -> None:
+    """In a closed loop, a user whose request has ended thinks and sends the next one of its own."""
+    loop = case.closed_loop()
+    for replica in replicas:
+        for request in replica.finished if loop else []:
+            number = request.id + loop.concurrency
+            if number < len(loop.requests):
+                heapq.heappush(coming, (now + think_ns(case, loop, number), number, loop.requests[number]))
+        replica.finished.clear()
+
+
+def think_ns(case: Any, loop: Any, number: int) -> int:
+    """Think time before request ``number``: fixed, or exponential by its own draw."""
+    if not loop.exponential:
+        return round(loop.think_s * 1e9)
+    u = float(case.setup().luck.of(number).uniforms("think", 0, 1)[0])
+    return round(loop.think_s * -math.log1p(-u) * 1e9)
