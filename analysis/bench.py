@@ -23,6 +23,7 @@ def bench(run: Run, *, date: str = "", detailed: bool = False) -> dict[str, Any]
     itls would need every token of every request; a leap keeps their distribution only, so itls is left empty.
     """
     found, scenario = run.metrics, run.scenario
+    throughput, goodput, counts = found["throughput"], found["goodput"], found["requests"]
     start_s, end_s = found["window_s"]
     out = {
         "date": date,
@@ -31,17 +32,17 @@ def bench(run: Run, *, date: str = "", detailed: bool = False) -> dict[str, Any]
         "label": None,
         "model_id": scenario.model,
         "tokenizer_id": scenario.model,
-        "num_prompts": found["requests"],
+        "num_prompts": counts["arrived"],
         **_asked(scenario.workload),
         "duration": end_s - start_s,
-        "completed": found["completed"],
-        "failed": found["requests"] - found["finished"],
-        "total_input_tokens": found["prompt_tokens"],
-        "total_output_tokens": found["output_tokens"],
-        "request_throughput": found["request_throughput"],
-        "request_goodput": found["goodput"],
-        "output_throughput": found["output_throughput"],
-        "total_token_throughput": found["total_token_throughput"],
+        "completed": throughput["completed"],
+        "failed": counts["arrived"] - counts["finished"],
+        "total_input_tokens": throughput["prompt_tokens"],
+        "total_output_tokens": throughput["output_tokens"],
+        "request_throughput": throughput["requests_per_s"],
+        "request_goodput": goodput["requests_per_s"] if goodput else None,
+        "output_throughput": throughput["output_tokens_per_s"],
+        "total_token_throughput": throughput["total_tokens_per_s"],
     }
     for metric, table in found["latency"].items():
         out |= {f"{ours}_{metric}": table[theirs] or 0.0 for ours, theirs in STATISTICS.items()}

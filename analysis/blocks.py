@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.pairs import Pair, functional
+from analysis.pairs import Pair, sampled
 
 __all__ = ["Blocks", "block_length", "student", "student_quantile"]
 
@@ -35,24 +35,25 @@ class Blocks:
         length, cut = block_length(series)
         return cls(n, length, min(MOST_DRAWS, max(LEAST_DRAWS, WORK // n)), cut)
 
-    def differences(self, pair: Pair, name: str) -> Floats | None:
-        """B - A of a metric over every draw, less B - A over all requests; shape [draws]. None: not estimated."""
-        whole = [functional(pair, side, name, None) for side in (0, 1)]
-        if self.n < LEAST_REQUESTS or whole[0] is None or whole[1] is None:
-            return None
-        found = []
-        for rows in self._samples():
-            a, b = (functional(pair, side, name, rows) for side in (0, 1))
-            found.append((b or 0.0) - (a or 0.0))
-        return np.array(found) - (whole[1] - whole[0])
+    def differences(self, pair: Pair) -> dict[str, Floats]:
+        """B - A of every metric over every draw, less B - A over all requests; each of shape [draws]."""
+        if self.n < LEAST_REQUESTS:
+            return {}
+        whole = _minus(sampled(pair, 1), sampled(pair, 0))
+        drawn = [_minus(sampled(pair, 1, rows), sampled(pair, 0, rows)) for rows in self._samples()]
+        return {name: np.array([d.get(name, np.nan) for d in drawn]) - value for name, value in whole.items()}
 
-    def _samples(self) -> Any:
-        """The same rows for every metric and both runs."""
+    def _samples(self) -> Iterator[NDArray[np.int64]]:
+        """Rows of every draw, shape [n]."""
         rng = np.random.default_rng([self.n, self.length])
         offsets = np.arange(self.length)
         for _ in range(self.draws):
             starts = rng.integers(0, self.n, -(-self.n // self.length))
             yield ((starts[:, None] + offsets) % self.n).ravel()[: self.n]
+
+
+def _minus(b: Mapping[str, float | None], a: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: y - x for name, x in a.items() if x is not None and (y := b.get(name)) is not None}
 
 
 def block_length(series: Floats) -> tuple[int, bool]:

@@ -13,11 +13,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from analysis.blocks import Blocks, student
 from analysis.frames import Run
 from analysis.pairs import Pair, metrics_of, pair_up
 from analysis.waterfall import Step, steps
+
+Floats = NDArray[np.float64]
 
 __all__ = ["Comparison", "Difference", "Step", "compare"]
 
@@ -64,8 +67,9 @@ def compare(pairs: Iterable[tuple[Run, Run]], labels: Sequence[str], confidence:
     first = paired[0]
     tables = [[metrics_of(pair, side) for side in (0, 1)] for pair in paired]
     blocks = None if _luck_matters(tables) else Blocks.of(first)
+    draws = {} if blocks is None else blocks.differences(first)
     differences = [
-        _difference(name, [[side[name] for side in row] for row in tables], first, blocks, confidence)
+        _difference(name, [[side[name] for side in row] for row in tables], blocks is None, draws.get(name), confidence)
         for name in tables[0][0]
         if tables[0][0][name] is not None and tables[0][1].get(name) is not None
     ]
@@ -90,15 +94,14 @@ def _luck_matters(tables: list[list[dict[str, float | None]]]) -> bool:
 
 
 def _difference(
-    name: str, values: list[list[float | None]], first: Pair, blocks: Blocks | None, confidence: float
+    name: str, values: list[list[float | None]], seeds: bool, draws: Floats | None, confidence: float
 ) -> Difference:
     table = np.array(values, dtype=np.float64)  # [pairs, 2]
     a, b = (float(v) for v in table.mean(axis=0))
-    if blocks is None:
+    if seeds:
         low, high = student(table[:, 1] - table[:, 0], confidence)
         return Difference(name, a, b, b - a, low, high)
-    draws = blocks.differences(first, name)
-    if draws is None:
+    if draws is None or np.isnan(draws).any():
         return Difference(name, a, b, b - a, None, None)
     tail = (1 - confidence) / 2
     low, high = (float(b - a + v) for v in np.quantile(draws, [tail, 1 - tail]))
@@ -120,7 +123,8 @@ def _sentence(differences: list[Difference], waterfall: list[Step]) -> str:
     parts = [s for s in waterfall[:-1] if s.difference_ms * d.difference > 0]
     made = sorted(parts, key=lambda s: -abs(s.difference_ms))[:2]
     because = " and ".join(f"{s.cause} ({s.difference_ms:+,.4g} ms)" for s in made)
-    return f"B's mean E2EL is {share:.1%} {word} ({d.difference:+,.4g} ms, interval {interval}), above all by {because}."
+    found = f"B's mean E2EL is {share:.1%} {word} ({d.difference:+,.4g} ms, interval {interval})"
+    return f"{found}, above all by {because}."
 
 
 def _notes(paired: list[Pair], blocks: Blocks | None) -> list[str]:

@@ -28,21 +28,21 @@ def metrics(run: Run) -> dict[str, Any]:
     accepted = _acceptance(requests)
     return {
         "complete": run.complete,
-        **_statuses(run, requests),
+        "requests": _statuses(run, requests),
         "duration_s": end_s,
         "window_s": [start_s, end_s],
-        **_throughput(requests, finished, start_s, end_s),
-        **_goodput(chosen, run.scenario.slo, end_s - start_s),
-        **usage.utilisation(run, end_s),
-        **accepted,
-        **usage.energy(run, end_s, totals[1]),
-        **usage.money(run, end_s, *totals),
         "latency": _latency(run, chosen),
         "queue_ms": describe(known(chosen, "queue_ms")),
+        "throughput": _throughput(requests, finished, start_s, end_s),
         "slo": judge(chosen, run.scenario.slo),
+        "goodput": _goodput(chosen, run.scenario.slo, end_s - start_s),
+        "utilisation": usage.utilisation(run, end_s),
         "phases": usage.phases(run),
         "headroom": usage.headroom(run, end_s),
+        "acceptance": accepted,
         "kv": usage.kv(run, accepted["mean_accepted_length"] or 1.0),
+        "energy": usage.energy(run, end_s, totals[1]),
+        "cost": usage.money(run, end_s, *totals),
         "warnings": warnings_of(run),
     }
 
@@ -57,7 +57,7 @@ def _statuses(run: Run, requests: Columns) -> dict[str, Any]:
     counts = {name: int((requests["status"] == name).sum()) for name in ("finished", "rejected", "failed", "partial")}
     preemptions = int(requests["preemptions"].sum())
     dropped = {reason: int(n) for reason, n in sorted(run.dropped.items())}
-    return {"requests": len(requests["id"]), **counts, "preemptions": preemptions, "dropped_rows": dropped}
+    return {"arrived": len(requests["id"]), **counts, "preemptions": preemptions, "dropped_rows": dropped}
 
 
 def _latency(run: Run, chosen: Columns) -> dict[str, Statistics]:
@@ -84,18 +84,18 @@ def _throughput(requests: Columns, finished: NDArray[np.bool_], start_s: float, 
         "completed": int(rows.sum()),
         "prompt_tokens": prompt,
         "output_tokens": output,
-        "request_throughput": int(rows.sum()) * rate,
-        "output_throughput": output * rate,
-        "total_token_throughput": (prompt + output) * rate,
+        "requests_per_s": int(rows.sum()) * rate,
+        "output_tokens_per_s": output * rate,
+        "total_tokens_per_s": (prompt + output) * rate,
     }
 
 
-def _goodput(chosen: Columns, slo: Any, seconds: float) -> dict[str, float | None]:
+def _goodput(chosen: Columns, slo: Any, seconds: float) -> dict[str, float] | None:
     """Requests a second that met every objective, and their share of those sent; None without objectives."""
     good, sent = int(kept(chosen, slo).sum()), len(chosen["id"])
     if not sent or all(getattr(slo, name) is None for name in LIMITED):
-        return {"goodput": None, "slo_attainment": None}
-    return {"goodput": good / seconds if seconds else 0.0, "slo_attainment": good / sent}
+        return None
+    return {"requests_per_s": good / seconds if seconds else 0.0, "attainment": good / sent}
 
 
 def _acceptance(requests: Columns) -> dict[str, Any]:
@@ -103,8 +103,8 @@ def _acceptance(requests: Columns) -> dict[str, Any]:
     rounds, drafted, accepted = (int(requests[n].sum()) for n in ("rounds", "drafted_tokens", "accepted_tokens"))
     return {
         "mean_accepted_length": 1 + accepted / rounds if rounds else None,
-        "acceptance_rate": accepted / drafted if drafted else None,
-        "sequence_rounds": rounds,
+        "draft_acceptance_rate": accepted / drafted if drafted else None,
+        "rounds": rounds,
         "drafted_tokens": drafted,
         "accepted_tokens": accepted,
     }

@@ -13,10 +13,11 @@ from analysis.frames import Run
 from analysis.promise import kept
 from analysis.waterfall import parts_ms
 
-__all__ = ["LATENCIES", "RATES", "Pair", "functional", "metrics_of", "pair_up"]
+__all__ = ["Pair", "metrics_of", "pair_up", "sampled"]
 
 Floats = NDArray[np.float64]
-LATENCIES = ("TTFT", "TPOT", "ITL", "E2EL")
+Table = dict[str, float | None]
+LATENCIES = {"TTFT": "ttft_ms", "TPOT": "tpot_ms", "E2EL": "e2el_ms"}
 STATISTICS = ("mean", "p50", "p99")
 RATES = {  # numerator and denominator by completed request, times this
     "requests/s": ("one", "between_s", 1.0),
@@ -29,16 +30,20 @@ RATES = {  # numerator and denominator by completed request, times this
 
 @dataclass(frozen=True)
 class Pair:
-    """Columns of both runs, side 0 and 1. ``ids``: of the requests that finished in both, which ``latencies`` (by name,
-    in ms) and ``parts`` (seconds by cause, see waterfall.py, in ms) follow. ``done``: by order of completion, each of
-    shape [completed]. ``left_out``: requests of either run that are no pair; ``alike``: pairs ask for the same work.
+    """Columns of both runs, side 0 and 1.
+
+    ``ids``: of the requests that finished in both, which ``latencies`` (by name, in ms, TPOT NaN for one token),
+    ``spoken`` (ms from first to last token, gaps between tokens) and ``parts`` (ms by cause, see waterfall.py) follow.
+    ``done``: by order of completion, each of shape [completed]. ``whole``: metrics of a run as a whole. ``left_out``:
+    requests of either run that are no pair; ``alike``: pairs ask for the same work.
     """
 
     ids: NDArray[np.int64]
     latencies: tuple[Mapping[str, Floats], Mapping[str, Floats]]
+    spoken: tuple[tuple[Floats, Floats], tuple[Floats, Floats]]
     parts: tuple[Mapping[str, Floats], Mapping[str, Floats]]
     done: tuple[Mapping[str, Floats], Mapping[str, Floats]]
-    whole: tuple[Mapping[str, float | None], Mapping[str, float | None]]
+    whole: tuple[Table, Table]
     left_out: int
     alike: bool
     notes: tuple[str, ...] = ()
@@ -59,6 +64,7 @@ def pair_up(a: Run, b: Run) -> Pair:
     return Pair(
         ids=ids,
         latencies=(_latencies(chosen[0]), _latencies(chosen[1])),
+        spoken=(_spoken(chosen[0]), _spoken(chosen[1])),
         parts=(parts_ms(a, places[0]), parts_ms(b, places[1])),
         done=(_completions(a), _completions(b)),
         whole=(_whole(a), _whole(b)),
@@ -68,39 +74,46 @@ def pair_up(a: Run, b: Run) -> Pair:
     )
 
 
-def metrics_of(pair: Pair, side: int) -> dict[str, float | None]:
+def metrics_of(pair: Pair, side: int) -> Table:
     """Every metric of one run by name: latencies of the paired requests, the rest of the whole run."""
-    names = [f"{name} {statistic} (ms)" for name in LATENCIES for statistic in STATISTICS]
-    table: dict[str, float | None] = {name: _latency(pair, side, name, None) for name in names}
-    return {**table, **pair.whole[side]}
+    return {**sampled(pair, side), **pair.whole[side]}
 
 
-def functional(pair: Pair, side: int, name: str, rows: NDArray[np.int64] | None) -> float | None:
-    """A metric of the sample ``rows`` (None: all), or None for what a sample of requests does not say."""
-    if name not in RATES:
-        return None if name.startswith("ITL p") else _latency(pair, side, name, rows)
-    above, below, factor = RATES[name]
+def sampled(pair: Pair, side: int, rows: NDArray[np.int64] | None = None) -> Table:
+    """The metrics that a sample of requests tells (``rows`` of ``pair.ids``; None: all), None where undefined.
+
+    Rates take the same places in the order of completion.
+    """
+    found: Table = {}
+    for latency, values in pair.latencies[side].items():
+        chosen = values if rows is None else values[rows]
+        chosen = chosen[~np.isnan(chosen)] if latency == "TPOT" else chosen
+        if latency == "E2EL":
+            found |= _itl(pair, side, rows)
+        found |= _statistics(latency, chosen)
     columns = pair.done[side]
-    if above not in columns or below not in columns:
-        return None
-    chosen = [columns[key] if rows is None else columns[key][rows % len(columns[key])] for key in (above, below)]
-    total = float(chosen[1].sum())
-    return factor * float(chosen[0].sum()) / total if total else 0.0
+    for name, (above, below, factor) in RATES.items():
+        if above in columns and below in columns:
+            n = len(columns[below])
+            places = slice(None) if rows is None else rows * n // len(pair.ids)
+            total = float(columns[below][places].sum())
+            found[name] = factor * float(columns[above][places].sum()) / total if total else None
+    return found
 
 
-def _latency(pair: Pair, side: int, name: str, rows: NDArray[np.int64] | None) -> float | None:
-    latency, statistic, _ = name.split()
-    columns = pair.latencies[side]
-    if latency == "ITL":
-        if statistic != "mean":
-            return pair.whole[side].get(name)
-        spoken, gaps = (columns[key] if rows is None else columns[key][rows] for key in ("spoken", "gaps"))
-        return float(spoken.sum() / gaps.sum()) if gaps.any() else None
-    values = columns[latency] if rows is None else columns[latency][rows]
-    values = values[~np.isnan(values)] if latency == "TPOT" else values
+def _itl(pair: Pair, side: int, rows: NDArray[np.int64] | None) -> Table:
+    """The mean gap; a sample of requests does not say which percentile a gap has, so those are the whole run's."""
+    spoken_ms, gaps = (values if rows is None else values[rows] for values in pair.spoken[side])
+    mean = float(spoken_ms.sum() / gaps.sum()) if gaps.any() else None
+    whole = {} if rows is not None else {n: v for n, v in pair.whole[side].items() if n.startswith("ITL")}
+    return {"ITL mean (ms)": mean, **whole}
+
+
+def _statistics(latency: str, values: Floats) -> Table:
+    names = [f"{latency} {statistic} (ms)" for statistic in STATISTICS]
     if not len(values):
-        return None
-    return float(values.mean() if statistic == "mean" else np.percentile(values, float(statistic[1:])))
+        return dict.fromkeys(names)
+    return dict(zip(names, map(float, (values.mean(), *np.percentile(values, (50, 99)))), strict=True))
 
 
 def _counted(run: Run) -> NDArray[np.int64]:
@@ -111,20 +124,12 @@ def _counted(run: Run) -> NDArray[np.int64]:
 
 
 def _latencies(rows: Mapping[str, Any]) -> dict[str, Floats]:
-    """In ms; TPOT is NaN for one token. ``spoken`` ms from first to last token and ``gaps`` between make the mean ITL."""
-    plain = {name: np.ma.filled(np.ma.asarray(rows[name], np.float64), np.nan) for name in _NEEDED}
-    drafted = plain["drafted_tokens"].any()
-    gaps = plain["rounds"] / plain["samples"] if drafted else plain["output_tokens"] - 1
-    return {
-        "TTFT": plain["ttft_ms"],
-        "TPOT": plain["tpot_ms"],
-        "E2EL": plain["e2el_ms"],
-        "spoken": plain["e2el_ms"] - plain["ttft_ms"],
-        "gaps": gaps,
-    }
+    return {name: np.ma.filled(np.ma.asarray(rows[key], np.float64), np.nan) for name, key in LATENCIES.items()}
 
 
-_NEEDED = ("ttft_ms", "tpot_ms", "e2el_ms", "output_tokens", "rounds", "samples", "drafted_tokens")
+def _spoken(rows: Mapping[str, Any]) -> tuple[Floats, Floats]:
+    """Milliseconds from the first token to the last, and the gaps in them: a decode round gives one to each sample."""
+    return np.ma.getdata(rows["e2el_ms"] - rows["ttft_ms"]), rows["rounds"] / rows["samples"]
 
 
 def _completions(run: Run) -> dict[str, Floats]:

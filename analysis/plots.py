@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite
+from math import atan2, degrees, isfinite, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-
-import numpy as np
 
 from sim.analytic.hardware import Device
 
@@ -20,7 +18,8 @@ __all__ = ["SUFFIXES", "Point", "roofline", "save_figure"]
 SUFFIXES = (".png", ".svg", ".pdf")
 PHASE_COLOURS = {"prefill": "#d1495b", "decode": "#00798c"}
 OTHER_COLOURS = ("#edae49", "#66a182", "#2e4057")
-LABELLED = 6  # points a phase that carry their name: those that take most of its time
+RATED = ("tensor", "vector")
+CLOSE = 0.25  # decades within which dots share a label
 
 
 class Point(Protocol):
@@ -69,19 +68,18 @@ def roofline(points: Sequence[Point], device: Device, title: str = "") -> Figure
     points use, whose ridge point is marked. An op without FLOPs or without main-memory traffic has no place on the
     picture and is counted below it. The area of a dot grows with the op's share of its phase's time.
     """
-    shown = [p for p in points if p.unit in ("tensor", "vector") and 0 < p.intensity and p.attained_flops > 0]
-    shown = [p for p in shown if isfinite(p.intensity)]
+    shown = [p for p in points if p.unit in RATED and p.attained_flops > 0 and isfinite(p.intensity)]
     figure, axes = _canvas()
-    low = min([0.1, *(p.intensity / 3 for p in shown)])
-    high = max([3000.0, *(p.intensity * 3 for p in shown)])
-    peak = _ceilings(axes, device, _formats(shown), np.array([low, high]))
+    rates = _rates(shown, device)
+    span = (min([0.1, *(p.intensity / 3 for p in shown)]), max([3000.0, *(p.intensity * 10 for p in shown)]))
+    low = min([0.3 * span[0] * device.memory_Bps, *(p.attained_flops / 3 for p in shown)])
+    axes.set(xlim=span, ylim=(low, 3 * max(rates.values())), title=title or device.name)
+    _ceilings(axes, device, rates, span)
     for number, phase in enumerate(dict.fromkeys(p.phase for p in shown)):
         colour = PHASE_COLOURS.get(phase, OTHER_COLOURS[number % len(OTHER_COLOURS)])
         _dots(axes, [p for p in shown if p.phase == phase], phase, colour)
-    floor = min([0.3 * low * device.memory_Bps, *(p.attained_flops / 3 for p in shown)])
-    axes.set(xlim=(low, high), ylim=(floor, 3 * peak), title=title or device.name)
     axes.set(xlabel=_below(len(points) - len(shown)), ylabel="FLOP per second")
-    axes.legend(loc="lower right", fontsize=8, framealpha=0.9)
+    _legend(axes)
     return figure
 
 
@@ -115,47 +113,74 @@ def _canvas() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _formats(points: Sequence[Point]) -> list[str]:
-    return list(dict.fromkeys(p.format for p in points if p.unit == "tensor")) or ["bf16"]
+def _rates(points: Sequence[Point], device: Device) -> dict[str, float]:
+    """Roofs by label, FLOP per second: the matrix rates that the points use, and the vector units' if any do."""
+    formats = [p.format for p in points if p.unit == "tensor"] or ["bf16"]
+    peaks = [device.peak_flops(f) for f in dict.fromkeys(formats)]
+    rates = {peak.used_format: peak.flops for peak in peaks}
+    if any(p.unit == "vector" for p in points):
+        rates["vector units"] = device.vector_flops().flops
+    return rates
 
 
-def _ceilings(axes: Axes, device: Device, formats: Sequence[str], span: Any) -> float:
-    """Draw the roofs over ``span`` = (lowest, highest) intensity; returns the highest rate, FLOP per second."""
-    rates = {device.peak_flops(f).used_format: device.peak_flops(f).flops for f in formats}
+def _ceilings(axes: Axes, device: Device, rates: dict[str, float], span: tuple[float, float]) -> None:
+    """Draw the roofs over ``span`` = (lowest, highest) intensity, and the ridge point of every matrix rate."""
     peak = max(rates.values())
-    axes.plot(span, np.minimum(span * device.memory_Bps, 10 * peak), color="black", lw=1.5)
-    _along(axes, device.memory_Bps, span[0] * 1.6, f"main memory {device.memory_Bps / 1e12:.3g} TB/s", "black")
+    _slope(axes, device.memory_Bps, span[0], peak, "main memory", {"color": "black", "lw": 1.5}, (8, -10))
     if device.onchip.bandwidth_Bps:
-        axes.plot(span, span * device.onchip.bandwidth_Bps, color="grey", lw=1, ls="--")
-        label = f"on chip {device.onchip.bandwidth_Bps / 1e12:.3g} TB/s"
-        _along(axes, device.onchip.bandwidth_Bps, span[0] * 1.6, label, "grey")
-    for used, rate in rates.items():
-        ridge = rate / device.memory_Bps
-        axes.plot([ridge, span[1]], [rate, rate], color="black", lw=1.5)
-        axes.plot([ridge, ridge], [1, rate], color="black", lw=0.7, ls=":")
-        axes.annotate(f"{used} {rate / 1e12:.4g} TFLOP/s", (span[1], rate), (-4, 4), **_OFFSET, ha="right", fontsize=8)
-        axes.annotate(f"ridge point {ridge:.0f} FLOP/B", (ridge, rate), (4, -14), **_OFFSET, fontsize=8)
-    return peak
+        dashed = {"color": "grey", "lw": 1, "ls": "--"}
+        _slope(axes, device.onchip.bandwidth_Bps, span[0], peak, "on chip", dashed, (-6, 6))
+    for name, rate in rates.items():
+        ridge, thin = rate / device.memory_Bps, name == "vector units"
+        axes.plot([ridge, span[1]], [rate, rate], color="black", lw=0.8 if thin else 1.5, ls="--" if thin else "-")
+        axes.annotate(f"{name} {rate / 1e12:.4g} TFLOP/s", (span[1], rate), (-4, 4), **_OFFSET, ha="right", fontsize=8)
+        if not thin:
+            axes.plot([ridge, ridge], [1, rate], color="black", lw=0.7, ls=":")
+            axes.annotate(
+                f"ridge point {ridge:.0f} FLOP/B", (ridge, axes.get_ylim()[0]), (4, 8), **_OFFSET, fontsize=8
+            )
 
 
 _OFFSET: dict[str, Any] = {"textcoords": "offset points"}
 
 
-def _along(axes: Axes, slope: float, at: float, label: str, colour: str) -> None:
-    """A label on a line of unit slope in log-log space."""
-    axes.text(
-        at, at * slope * 1.25, label, color=colour, fontsize=8, rotation=45, rotation_mode="anchor",
-        transform_rotates_text=True,
+def _slope(
+    axes: Axes, bandwidth_Bps: float, start: float, peak: float, label: str, style: dict[str, Any], off: tuple[int, int]
+) -> None:
+    """The roof of one memory level, from the left edge to the highest rate, with its name along it."""
+    end = peak / bandwidth_Bps
+    axes.plot([start, end], [start * bandwidth_Bps, peak], **style)
+    (x0, y0), (x1, y1) = axes.transData.transform([(start, start * bandwidth_Bps), (end, peak)])
+    at = start * 1.5
+    axes.annotate(
+        f"{label} {bandwidth_Bps / 1e12:.3g} TB/s", (at, at * bandwidth_Bps), off, **_OFFSET,
+        color=style["color"], fontsize=8, rotation=degrees(atan2(y1 - y0, x1 - x0)), rotation_mode="anchor",
     )  # fmt: skip
 
 
 def _dots(axes: Axes, points: Sequence[Point], phase: str, colour: str) -> None:
+    """A dot for every op; dots that all but coincide share one label, which names the longest first."""
     total = sum(p.seconds for p in points) or 1.0
     sizes = [20 + 400 * p.seconds / total for p in points]
     where = [p.intensity for p in points], [p.attained_flops for p in points]
     axes.scatter(*where, s=sizes, color=colour, alpha=0.6, edgecolor="white", lw=0.6, label=phase, zorder=3)
-    for point in sorted(points, key=lambda p: p.seconds, reverse=True)[:LABELLED]:
-        axes.annotate(point.op, (point.intensity, point.attained_flops), (6, -10), **_OFFSET, fontsize=7, color=colour)
+    places: dict[tuple[int, int], list[Point]] = {}
+    for point in sorted(points, key=lambda p: p.seconds, reverse=True):
+        place = round(log10(point.intensity) / CLOSE), round(log10(point.attained_flops) / CLOSE)
+        places.setdefault(place, []).append(point)
+    for here in places.values():
+        names = list(dict.fromkeys(p.op for p in here))
+        label = ", ".join(names[:3]) + (f" +{len(names) - 3}" if len(names) > 3 else "")
+        at = here[0].intensity, here[0].attained_flops
+        axes.annotate(label, at, (8, -12), **_OFFSET, fontsize=7, color=colour)
+
+
+def _legend(axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        box = axes.legend(handles, labels, loc="lower right", fontsize=8, framealpha=0.9)
+        for handle in box.legend_handles:
+            handle.set_sizes([40])  # type: ignore[union-attr]
 
 
 def _below(left_out: int) -> str:

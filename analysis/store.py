@@ -21,7 +21,7 @@ from analysis.frames import Columns, Run
 from analysis.origin import header
 from analysis.perfetto import TRACE_EVENTS, trace
 
-__all__ = ["MARK", "save", "table"]
+__all__ = ["MARK", "check_target", "new_folder", "save", "table", "write_json"]
 
 TYPES = {np.dtype(np.int64): pa.int64(), np.dtype(np.float64): pa.float64()}
 WORDS = ["status", "phase"]  # the columns that Parquet keeps as a dictionary
@@ -45,20 +45,23 @@ def save(
     """
     target = Path(folder)
     check_target(target, overwrite)
-    with _new_folder(target) as beside:
+    with new_folder(target) as beside:
         (beside / "scenario.yaml").write_text(header(run.scenario.seed) + run.scenario.to_yaml(), "utf-8")
         for name, columns in (("requests", run.request_columns), ("rounds", run.round_columns)):
             pq.write_table(table(columns), beside / f"{name}.parquet", compression="zstd", use_dictionary=WORDS)
         if trace_events:
             (beside / "trace.json").write_text(trace(run, trace_events), "utf-8")
-        _write_json(beside / "bench.json", bench(run, date=date, detailed=detailed))
-        _write_json(beside / MARK, run.metrics)
-        _write_json(beside / "cost.json", cost_report(run))
+        write_json(beside / "bench.json", bench(run, date=date, detailed=detailed))
+        write_json(beside / MARK, run.metrics)
+        write_json(beside / "cost.json", cost_report(run))
     return str(target)
 
 
-def check_target(target: Path, overwrite: bool = False) -> None:
-    """Raise ValueError where a result may not be written; to be asked before a long run, too."""
+def check_target(target: Path, overwrite: bool = False, mark: str = MARK) -> None:
+    """Raise ValueError where a result may not be written; to be asked before a long run, too.
+
+    ``mark``: the file by which an older result of the same kind is known.
+    """
     if not target.parent.is_dir():
         raise ValueError(f"{target}: the folder {target.parent} does not exist")
     if not os.access(target.parent, os.W_OK):
@@ -67,8 +70,8 @@ def check_target(target: Path, overwrite: bool = False) -> None:
         raise ValueError(f"{target}: is not a folder")
     if not target.exists() or not any(target.iterdir()):
         return
-    if not (target / MARK).is_file():
-        raise ValueError(f"{target}: holds something that is not a result (no {MARK}); choose another folder")
+    if not (target / mark).is_file():
+        raise ValueError(f"{target}: holds something that is not a result (no {mark}); choose another folder")
     if not overwrite:
         raise ValueError(f"{target}: holds a result already; overwrite it on purpose or choose another folder")
 
@@ -107,7 +110,8 @@ def _coded(words: NDArray[np.str_]) -> tuple[list[str], NDArray[np.int8]]:
     return names, codes
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON without NaN, numpy's numbers as plain ones."""
     path.write_text(json.dumps(content, indent=2, allow_nan=False, default=_plain) + "\n", "utf-8")
 
 
@@ -118,7 +122,7 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path) -> Iterator[Path]:
     """A sibling folder that takes the place of ``target`` if all goes well, and goes away if not."""
     beside = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:

@@ -38,12 +38,11 @@ def _phase(run: Run, rounds: Columns, rows: NDArray[np.bool_], total_s: float) -
     causes = {cause: float(rounds[f"{cause}_s"][rows].sum()) for cause in SECONDS}
     n = rounds["n_rounds"][rows]
     return {
-        "busy_s": seconds,
-        "share_of_busy": seconds / total_s,
+        "seconds": seconds,
+        "share": seconds / total_s,
         "rounds": int(n.sum()),
         "mean_batch": float((rounds["batch"][rows] * n).sum() / n.sum()),
         "seconds_by_cause": causes,
-        "share": {cause: value / seconds for cause, value in causes.items()},
         "bound_by": max(causes, key=lambda cause: causes[cause]),
         **_against_peaks(run, float(rounds["flops"][rows].sum()), float(rounds["hbm_bytes"][rows].sum()), seconds),
     }
@@ -70,7 +69,7 @@ def utilisation(run: Run, duration_s: float) -> dict[str, float]:
     rounds, replicas = run.round_columns, run.scenario.replicas
     busy = busy_s(run) / (replicas * duration_s) if duration_s else 0.0
     used = _against_peaks(run, float(rounds["flops"].sum()), float(rounds["hbm_bytes"].sum()), replicas * duration_s)
-    return {"utilisation": busy, **used}
+    return {"busy": busy, **used}
 
 
 def kv(run: Run, tokens_per_round: float) -> dict[str, float]:
@@ -129,8 +128,9 @@ def money(run: Run, duration_s: float, prompt_tokens: int, output_tokens: int) -
     return {
         "usd": total,
         "usd_per_device_hour": hourly,
-        "price_note": device.price_note,
+        "price": device.price_note,
         "devices": devices,
+        "makespan_s": duration_s,
         "usd_per_million_input_tokens": _per_million(total, prompt_tokens),
         "usd_per_million_output_tokens": _per_million(total, output_tokens),
         "usd_per_million_tokens": _per_million(total, prompt_tokens + output_tokens),

@@ -34,7 +34,7 @@ def sentence(found: dict[str, Any]) -> str:
 
 def _promise(found: dict[str, Any]) -> str:
     if not found["slo"]:
-        return f"Serves {found['finished']} requests in {found['duration_s']:.3g} s; no objective was set"
+        return f"Serves {found['requests']['finished']} requests in {found['duration_s']:.3g} s; no objective was set"
     kept = [_objective(one) for one in found["slo"] if one["met"]]
     missed = [_objective(one) for one in found["slo"] if not one["met"]]
     if not missed:
@@ -50,8 +50,8 @@ def _objective(one: dict[str, Any]) -> str:
 
 def _bound(found: dict[str, Any]) -> str:
     """What bound the phase that took most of the time, and for how much of it."""
-    name, phase = max(found["phases"].items(), key=lambda item: float(item[1]["busy_s"]))
-    share = phase["share"][phase["bound_by"]]
+    name, phase = max(found["phases"].items(), key=lambda item: float(item[1]["seconds"]))
+    share = phase["seconds_by_cause"][phase["bound_by"]] / phase["seconds"]
     label = {"mixed": "rounds that mix prefill and decode are"}.get(name, f"{name} is")
     return f"{label} bound by {CAUSES[phase['bound_by']]} ({share:.0%} of its time)"
 

@@ -44,7 +44,7 @@ class Accounts:
     ``joules``: of all devices of the replica, static power while the leap ran included, NaN where energy is unknown.
     ``context``: cached tokens that the target reads per decoding sequence and full-attention layer, NaN without
     decodes. ``read_bytes``: KV bytes that the decoding sequences have cached. ``prefill_tokens``: of the chunks.
-    ``idle_W``: static power of a replica's devices, NaN where unknown.
+    ``scale``: the clock's seconds over those computed here. ``idle_W``: static power of a replica's devices.
     """
 
     seconds: dict[str, Floats]
@@ -53,6 +53,7 @@ class Accounts:
     context: Floats
     read_bytes: Floats
     prefill_tokens: Ints
+    scale: Floats
     idle_W: float
 
 
@@ -252,7 +253,7 @@ def _scaled(rounds: Rounds, leaps: Columns, totals: Floats, reads: Floats, prefi
     seconds["host"] = host[leaps["seats"] + leaps["chunks"]] * leaps["rounds"]
     duration_s = leaps["duration_ns"] * 1e-9
     raw = sum(seconds.values())
-    scale = duration_s / np.where(raw > 0, raw, 1.0)
+    scale = duration_s / np.where(raw > 0, raw, duration_s)
     energy, devices = rounds.costs[0].device.energy, rounds.costs[0].layout.devices
     idle_W = energy.idle_W * devices if energy is not None else float("nan")
     rest = dict(zip(ROWS[len(CAUSES) :], totals[len(CAUSES) :], strict=True))
@@ -263,5 +264,6 @@ def _scaled(rounds: Rounds, leaps: Columns, totals: Floats, reads: Floats, prefi
         context=np.where(leaps["seats"] > 0, reads[0], np.nan),
         read_bytes=reads[1],
         prefill_tokens=prefill_tokens,
+        scale=scale,
         idle_W=idle_W,
     )

@@ -120,7 +120,8 @@ def _with_draft(spec: Any, target: ModelShape) -> Any:
     if getattr(plugin, "draft", None) != "auto" or options.get("draft", "auto") != "auto":
         return spec
     shapes = (load_shape(name, "policy.draft") for name in models.names())
-    fit = [s for s in shapes if s.vocab == target.vocab and s.total_parameters * 4 <= target.total_parameters and s.layers]
+    most = target.total_parameters // 4
+    fit = [s for s in shapes if s.layers and s.vocab == target.vocab and s.total_parameters <= most]
     if not fit:
         raise ValueError(f"policy.draft: auto finds no shipped model with the {target.vocab} tokens of {target.name}")
     return {**options, "draft": min(fit, key=lambda s: s.total_parameters).name}

@@ -132,7 +132,8 @@ def models(as_json: AsJson = False) -> None:
     from workloads import models as shipped
 
     shapes = [load_shape(name, "model") for name in shipped.names()]
-    show.as_json([{"name": s.name, "parameters": s.total_parameters} for s in shapes]) if as_json else show.models(shapes)
+    plain = [{"name": s.name, "parameters": s.total_parameters} for s in shapes]
+    show.as_json(plain) if as_json else show.models(shapes)
 
 
 @app.command()
@@ -193,6 +194,7 @@ def compare(
     a: File,
     b: Annotated[str | None, typer.Argument(help="The other scenario; left out: A with --set.")] = None,
     set_: Settings = None,
+    both: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Change a key in both scenarios.")] = None,
     repeats: Annotated[int, typer.Option(min=1, max=1000, help="Seeds to pair; 1: moving blocks of one run.")] = 1,
     confidence: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of the intervals.")] = 0.95,
     out: Annotated[str | None, typer.Option(help="Folder for compare.json and waterfall.png.")] = None,
@@ -202,31 +204,31 @@ def compare(
 ) -> None:
     """Two scenarios under the same luck: differences with confidence intervals, and what they are made of."""
     from analysis.compare import compare as pair
-    from analysis.compare import check_target, save_comparison
+    from analysis.comparison_files import as_table, check_place, save_comparison
     from sim import show
     from sim.run import pairs
     from sim.scenario import Scenario
 
-    first = Scenario.load(a)
     if b is None and not set_:
         raise ValueError("compare: give a second scenario, or --set KEY=VALUE for what should differ")
-    second = Scenario.load(b or a, set_ or ())
+    first = Scenario.load(a, both or ())
+    second = Scenario.load(b or a, [*(both or ()), *(set_ or ())])
     labels = (a, " ".join([b or a, *(set_ or ())]))
     if out is not None:
-        check_target(Path(out), overwrite=overwrite)
+        check_place(out, overwrite)
     with show.repeats(2 * repeats, hidden=quiet or as_json) as tick:
         comparison = _named(labels[1], lambda: pair(pairs(first, second, repeats, tick), labels, confidence))
     if out is not None:
         save_comparison(comparison, out, overwrite=overwrite)
-    show.as_json(comparison) if as_json else show.comparison(comparison)
+    show.as_json(as_table(comparison)) if as_json else show.comparison(comparison)
 
 
 class _Parts:
     """What explain and roofline need of a scenario; encoder models included, which no run serves."""
 
     def __init__(self, scenario: Scenario) -> None:
-        from sim.build import build_scenario, load_device, load_engine, load_precision, load_shape
         from sim.analytic.cost import Layout
+        from sim.build import build_scenario, load_device, load_engine, load_precision, load_shape
 
         self.shape = load_shape(scenario.model, "model")
         self.draft = None

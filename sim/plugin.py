@@ -48,8 +48,8 @@ def build(package: str, key: str, spec: Any) -> Any:
     allowed = {f.name: f for f in fields(known[name])}
     for option in options:
         if option not in allowed:
-            listed = ", ".join(allowed) or "no options"
-            raise ValueError(f"{key}.{option}: unknown option of {name}, which takes {listed}{suggest(option, allowed)}")
+            takes = ", ".join(allowed) or "no options"
+            raise ValueError(f"{key}.{option}: unknown option of {name}, which takes {takes}{suggest(option, allowed)}")
     for option, f in allowed.items():
         if f.default is MISSING and f.default_factory is MISSING and option not in options:
             raise ValueError(f"{key}.{option}: missing; {name} needs this option")

@@ -138,7 +138,8 @@ def result(result: Result, folder: str) -> None:
     from analysis.verdict import verdict
 
     metrics, out, scenario = result.metrics, console(), result.scenario
-    title = f"{scenario.model} on {scenario.replicas} x {scenario.hardware}, {result.built.policy.name}"
+    policy = scenario.policy if isinstance(scenario.policy, str) else scenario.policy["name"]
+    title = f"{scenario.model} on {scenario.replicas} x {scenario.hardware}, {policy}"
     latency(metrics["latency"], title)
     out.print()
     grid("", ["", ""], [[label, value] for label, value in _outcome(metrics) if value is not None])
@@ -278,5 +279,6 @@ def comparison(comparison: Comparison) -> None:
     ])  # fmt: skip
     console().print()
     console().print(c.sentence)
+    console().print(f"{c.requests} paired requests; intervals from {c.method}")
     for note in c.notes:
         console().print(f"note: {note}")

@@ -69,7 +69,8 @@ def label(thing: Any) -> str:
 
 def _moe(experts: int = 8, chosen: int = 2) -> NDArray[np.float64]:
     """Expected experts that n tokens visit, by n: concave, so that a mean round costs more than the rounds do."""
-    return experts * (1.0 - (1.0 - chosen / experts) ** np.arange(1 << 14))
+    visited: NDArray[np.float64] = experts * (1.0 - (1.0 - chosen / experts) ** np.arange(1 << 14, dtype=np.float64))
+    return visited
 
 
 EXPERTS = _moe()
@@ -96,16 +97,18 @@ class BumpyCost:
             for kind, (pair, read) in enumerate(zip(half_pairs or (), half_reads or (), strict=True)):
                 pairs, reads = pairs + pair * (1.0 + kind), reads + read * (2.0 - kind)
         memory = EXPERTS[tokens] * self.token_ns + reads * self.read_ns
-        flops = -(-tokens // 8) * (0.9 * self.token_ns) + pairs * (0.21 * self.read_ns) + np.asarray(work.logit_rows) * 3.0
+        flops = -(-tokens // 8) * (0.9 * self.token_ns) + pairs * (0.21 * self.read_ns)
+        flops = flops + np.asarray(work.logit_rows) * 3.0
         total = np.sqrt(memory * memory + flops * flops)
         if self.quantum_ns:
             total = np.ceil(total / self.quantum_ns) * self.quantum_ns
-        return total * 1e-9
+        seconds: NDArray[np.float64] = total * 1e-9
+        return seconds
 
 
 @dataclass(frozen=True)
 class FlatCost:
-    """A pass that lasts ``fixed_ns`` and ``token_ns`` for each token, whatever is cached: for queueing with a pencil."""
+    """A pass that lasts ``fixed_ns`` and ``token_ns`` for each token, whatever is cached: queueing by pencil."""
 
     fixed_ns: float = 0.0
     token_ns: float = 0.0
@@ -151,8 +154,9 @@ class Case:
         """The engine's setup: 6 bytes a token for each kind of target layer, 1 for the draft's."""
         models, look = self.models(), self.policy.tokens_per_round
         spans = [Span(6 if i == 0 else 1, w) for i, windows in enumerate(models) for w in windows]
+        reserve = self.max_context + look
         book = KvBudget(
-            self.capacity_bytes, tuple(spans), self.block_tokens, self.mode, self.max_context + look, self.watermark, look
+            self.capacity_bytes, tuple(spans), self.block_tokens, self.mode, reserve, self.watermark, look
         )
         bumpy = tuple(BumpyCost(700.0 / (1 + 3 * i), 13.0 / (1 + i), self.quantum_ns) for i in range(len(models)))
         engine = Engine("test", step_s=self.host_s, sequence_s=self.host_s / 16)
@@ -223,7 +227,8 @@ def trace(n: int, mean_gap_ns: int, seed: int, quantum_ns: int = 1, samples: int
     rng = np.random.default_rng(seed)
     times = np.cumsum(rng.exponential(mean_gap_ns, n)).astype(int) // quantum_ns * quantum_ns
     shape = rng.integers(1, [40, 20, samples + 1, 3], size=(n, 4)).tolist()
-    return tuple(Request(i, int(t), p, o, s, priority=q) for i, (t, (p, o, s, q)) in enumerate(zip(times, shape, strict=True)))
+    rows = zip(times.tolist(), shape, strict=True)
+    return tuple(Request(i, t, p, o, s, priority=q) for i, (t, (p, o, s, q)) in enumerate(rows))
 
 
 def longer(requests: tuple[Request, ...], tokens: int) -> tuple[Request, ...]:

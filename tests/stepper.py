@@ -1,4 +1,4 @@
-"""The stepper: a slow second engine that leaping is compared with, bit for bit (docs/design.md, "The rules of a round").
+"""The stepper: a slow second engine that leaping must equal bit for bit (docs/design.md, "The rules of a round").
 
 It takes one round at a time, looks at every sequence in a plain loop, and counts every total again in every round. No
 horizon, no SimPy, no event queue; of ``sim.serving`` it uses only the luck and the cost of a round. A sample's future
@@ -241,9 +241,10 @@ class SlowReplica:
         plan, self.plan_now = self.plan_now, None
         assert plan is not None and now == self.end_ns
         self.told.round_ends[self.index].append(now)
-        for job in sorted(self.decoding, key=lambda j: j.request.id) if plan.decode else []:
-            self._gain(job, now)
-        for job, new in plan.chunks:
+        for decoding in sorted(self.decoding, key=lambda j: j.request.id) if plan.decode else []:
+            self._gain(decoding, now)
+        chunks: list[tuple[Any, int]] = plan.chunks
+        for job, new in chunks:
             job.prefilled += new
             if job.prefilled == job.prefill_tokens:
                 self._prompt_read(job, now)
@@ -336,7 +337,7 @@ def _ask_again(case: Any, replicas: list[SlowReplica], coming: list[tuple[int, i
 
 def think_ns(case: Any, loop: Any, number: int) -> int:
     """Think time before request ``number``: fixed, or exponential by its own draw."""
-    if not loop.exponential:
-        return round(loop.think_s * 1e9)
-    u = float(case.setup().luck.of(number).uniforms("think", 0, 1)[0])
-    return round(loop.think_s * -math.log1p(-u) * 1e9)
+    think_s: float = loop.think_s
+    if loop.exponential:
+        think_s *= -math.log1p(-float(case.setup().luck.of(number).uniforms("think", 0, 1)[0]))
+    return round(think_s * 1e9)

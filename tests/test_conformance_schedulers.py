@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 from engine_setup import ROUTERS, SCHEDULERS, Case, examples, label, longer, run_engine, schedulers, trace
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sim.plugin import build, discover
 from sim.policies.autoregressive import Autoregressive
 from sim.policies.speculative import Speculative
-from sim.request import Request
+from sim.request import Request, Sequence
 from sim.routers import ReplicaState
 from sim.schedulers import ORDERS, Plan
 from sim.serving.queue import WaitingLine
@@ -117,7 +118,7 @@ def test_a_plan_holds_for_its_leap(policy: Any, scheduler: Any) -> None:
     assert long > 50
 
 
-IDLE = (0, [], True)
+IDLE: Any = (0, [], True)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -131,14 +132,17 @@ def test_a_scheduler_is_a_frozen_dataclass_of_its_options(name: str) -> None:
         assert kind().decode_seats(rows) >= 1
 
 
-@pytest.mark.parametrize("package, name", [("sim.schedulers", n) for n in NAMES] + [("sim.routers", n) for n in ROUTERS])
+@pytest.mark.parametrize(
+    "package, name", [*(("sim.schedulers", n) for n in NAMES), *(("sim.routers", n) for n in ROUTERS)]
+)
 def test_options_are_checked(package: str, name: str) -> None:
     """Every option refuses nonsense with a ValueError of one line that names it, and a misspelt one is suggested."""
     with pytest.raises(ValueError, match=r"^x\.orders?: [^\n]+$"):
         build(package, "x", {"name": name, "orders": 1})
     for option in dataclasses.fields(discover(package)[name]):
         refused = 0
-        for value in (None, -1, 0, True, 1.5, math.nan, math.inf, "no such", [], {}):
+        nonsense: tuple[Any, ...] = (None, -1, 0, True, 1.5, math.nan, math.inf, "no such", [], {})
+        for value in nonsense:
             try:
                 build(package, "x", {"name": name, option.name: value})
             except ValueError as error:
@@ -154,7 +158,7 @@ def test_a_budget_below_one_sequence_is_refused() -> None:
         scheduler.decode_seats(5)
 
 
-# --- the line --------------------------------------------------------------------------------------------------------
+# --- the line -------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(-1, 2), st.booleans()), max_size=20), st.sampled_from(ORDERS))
@@ -164,17 +168,19 @@ def test_queue_order(rows: list[tuple[int, int, bool]], order: str) -> None:
     for i, (prompt, priority, preempted) in enumerate(rows):
         sequences.append(sequence(i * 7 % 23, prompt, priority, preempted))
         line.push(sequences[-1])
-    key = {"fcfs": lambda r: 0, "shortest_prompt": lambda r: r.prompt, "priority": lambda r: -r.priority}[order]
-    want = sorted(sequences, key=lambda s: (not s.preemptions, key(s.request), s.request.id))
+    want = sorted(sequences, key=lambda s: (not s.preemptions, rank(s.request, order), s.request.id))
     assert list(line) == want and len(line) == len(want)
     assert all(line.is_head(s) == (s is want[0]) for s in want)
     assert [line.pop() for _ in want] == want and len(line) == 0
 
 
+def rank(request: Request, order: str) -> int:
+    """A queue order's key."""
+    return {"fcfs": 0, "shortest_prompt": request.prompt, "priority": -request.priority}[order]
+
+
 def sequence(number: int, prompt: int, priority: int, preempted: bool) -> Any:
     """A sequence that waits."""
-    from sim.request import Sequence
-
     waiting = Sequence.of(Request(number, 0, prompt, 1, priority=priority))
     if preempted:
         waiting.restart()
@@ -191,7 +197,9 @@ def test_a_long_line_stays_a_line() -> None:
     assert [s.request.id for s in line] == list(range(3750, 5000)) and len(line) == 1250
 
 
-@pytest.mark.parametrize("order, want", [("fcfs", [0, 1, 2, 3]), ("shortest_prompt", [0, 3, 1, 2]), ("priority", [0, 2, 3, 1])])
+@pytest.mark.parametrize(
+    "order, want", [("fcfs", [0, 1, 2, 3]), ("shortest_prompt", [0, 3, 1, 2]), ("priority", [0, 2, 3, 1])]
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_who_is_served_next(name: str, order: str, want: list[int]) -> None:
     """One seat, three that wait: served in the order of the line."""
@@ -202,7 +210,7 @@ def test_who_is_served_next(name: str, order: str, want: list[int]) -> None:
     assert sorted(told.requests, key=lambda i: told.requests[i][2]) == want
 
 
-# --- routers -----------------------------------------------------------------------------------------------------------
+# --- routers --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("router", examples("sim.routers", ROUTERS), ids=label)

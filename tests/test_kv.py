@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from engine_setup import Case, run_engine
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sim.policies.autoregressive import Autoregressive
 from sim.request import Request
@@ -33,7 +34,7 @@ def test_pools_add_up() -> None:
 
 
 def test_reserved_sets_the_longest_aside() -> None:
-    """Reserved mode takes 1,000 tokens in blocks of 16 (63 of them) for a sequence of any length, and shares nothing."""
+    """Reserved mode takes 1,000 tokens in blocks of 16 (63 of them) for any sequence, and shares nothing."""
     book = KvBudget(10**9, (Span(2),), mode="reserved", reserve_tokens=1000)
     assert {book.bytes_of(t) for t in (1, 500, 999)} == {63 * 16 * 2}
     assert book.shared_tokens(64, 3) == 0
@@ -41,7 +42,7 @@ def test_reserved_sets_the_longest_aside() -> None:
 
 
 def test_samples_share_full_blocks_of_the_prompt() -> None:
-    """Prompt 37 in blocks of 16: 32 tokens are shared, 5 are copied on write. Three samples of 40, 49 and 37 tokens hold
+    """Prompt 37 in blocks of 16: 32 tokens are shared, 5 are copied on write. Samples of 40, 49 and 37 tokens hold
     the 2 blocks once, and 1, 2 and 1 blocks of their own."""
     book = KvBudget(10**9, (Span(3),))
     assert book.shared_tokens(37, 3) == 32
@@ -97,7 +98,7 @@ def test_waste_is_less_than_a_block_per_sequence(tokens: int, block: int) -> Non
 
 
 def test_reserved_serves_fewer_at_once() -> None:
-    """The same memory holds more paged sequences: 8 of 32 tokens paged (12 bytes a block of 4: 96 bytes), 2 reserved."""
+    """The same memory holds more paged sequences: 8 of 32 tokens at 6 bytes paged, 2 of 128 reserved."""
     requests = tuple(Request(i, 0, 20, 12) for i in range(8))
     most = {}
     for mode in ("paged", "reserved"):
@@ -110,7 +111,7 @@ def test_reserved_serves_fewer_at_once() -> None:
 
 @pytest.mark.xfail(reason="windowed pools count the prompt's blocks as shared for ever", strict=True)
 def test_a_window_frees_what_samples_shared() -> None:
-    """Once two samples have moved past a window beyond their prompt, they share nothing: each holds a window of its own."""
+    """Two samples that have moved a window past their prompt share nothing: each holds a window of its own."""
     book = KvBudget(10**9, (Span(1, 9),), block_tokens=4)
     own = book.bytes_of(4000)
     assert own == 16  # 9 tokens in reach, 3 blocks of 4 and the one they straddle

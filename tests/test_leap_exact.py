@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from analytic_models import DENSE, LATENT, MOE, WINDOWED, calibrated, device
 from engine_setup import Case, label, longer, policies, run_engine, schedulers, trace
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from stepper import Told, step
 
 from sim.analytic.cost import PassCost
@@ -66,7 +67,9 @@ def test_queue_orders_and_reserved_memory(policy: Any, mode: str, order: str) ->
         assert differences(replace(case, quantum_ns=500)) == []
 
 
-@pytest.mark.parametrize("scheduler", [Chunked(24, 8), Continuous(60, 8), Continuous(20, 5, "shortest_prompt")], ids=label)
+@pytest.mark.parametrize(
+    "scheduler", [Chunked(24, 8), Continuous(60, 8), Continuous(20, 5, "shortest_prompt")], ids=label
+)
 def test_pressure_does_preempt(scheduler: Any) -> None:
     """Little memory really preempts, some requests twice, and groups of samples too: else it would prove little."""
     case = replace(PRESSED, scheduler=scheduler)
@@ -114,7 +117,7 @@ def test_rejected_requests() -> None:
 @pytest.mark.parametrize("shape", [DENSE, WINDOWED, MOE, LATENT], ids=lambda s: s.name)
 @pytest.mark.parametrize("policy", [Autoregressive(), Speculative("d", 3, 0.8)], ids=label)
 def test_with_the_real_cost(policy: Any, shape: Any) -> None:
-    """The analytic core's seconds have the same bits for one round and for many, p-norms, experts and tiles included."""
+    """The analytic core's seconds have the same bits for one round and for many, p-norms and experts included."""
     requests = longer(trace(10, 400_000, 15), 60)
     case = Case(policy, Chunked(64, 8), requests, real=real(shape)[: 1 + len(policy.drafts)], host_s=1e-5)
     assert differences(case) == []
@@ -154,7 +157,7 @@ def test_routers_see_what_the_stepper_sees(scheduler: Any, quantum_ns: int) -> N
 
 @pytest.mark.parametrize("stepping", [False, True])
 def test_a_run_cut_short(stepping: bool) -> None:
-    """Stopped at an arrival: whoever had finished by then is recorded as in the whole run, everybody else as partial."""
+    """Stopped at an arrival: whoever had finished by then is recorded as in the whole run, all others as partial."""
     case = Case(Autoregressive(), Chunked(64, 8), longer(trace(12, 100_000, 17), 20), replicas=2)
     whole = run_engine(case)[0].requests
     for stop in range(2, 12):
@@ -191,7 +194,7 @@ def test_one_timeout_per_round() -> None:
     assert len(leaps.leaps) < 0.4 * rounds and fast.events < 0.5 * slow.events
 
 
-# --- hypothesis ------------------------------------------------------------------------------------------------------
+# --- hypothesis -----------------------------------------------------------------------------------
 
 REQUESTS = st.lists(
     st.tuples(
@@ -246,7 +249,7 @@ def test_leaping_is_exact_at_length(case: Case) -> None:
     assert differences(case, stepping=True) == []
 
 
-# --- planted faults ----------------------------------------------------------------------------------------------------
+# --- planted faults -------------------------------------------------------------------------------
 
 PRESSED = Case(
     Speculative("d", 3, 0.8), Chunked(24, 8), longer(trace(24, 8_000, 11, 1000, samples=2), 8), windows=KINDS,

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from sim.serving.luck import GOLDEN, MASK, PURPOSES, Luck, mix
@@ -48,7 +49,7 @@ def test_neighbours_are_independent(name: str) -> None:
 
 
 def test_purposes_requests_and_seeds_do_not_share_a_stream() -> None:
-    """No 64-bit draw occurs twice among streams of other purposes, requests, samples and seeds, shifted ones included."""
+    """No 64-bit draw occurs twice among streams of other purposes, requests, samples and seeds, shifted or not."""
     streams = [
         Luck(seed).of(request, sample).uniforms(purpose, 0, 500)
         for seed in (0, 1) for request in (0, 1, 2) for sample in (0, 1) for purpose in PURPOSES

@@ -31,7 +31,7 @@ def flat(scheduler: Any, *requests: Request, **more: Any) -> Case:
 
 
 def test_an_end_frees_its_seat_for_an_arrival_of_the_same_nanosecond() -> None:
-    """Request 0 ends at 3000, request 1 arrives at 3000 and starts at once; at 3001 it would too, a nanosecond later."""
+    """Request 0 ends at 3000, request 1 arrives at 3000 and starts at once; at 3001, a nanosecond later."""
     for late in (0, 1):
         case = flat(Chunked(64, 1), Request(0, 0, 5, 3), Request(1, 3000 + late, 5, 1))
         assert rows(case) == {0: (0, 1000, 3000), 1: (3000 + late, 4000 + late, 4000 + late)}
@@ -53,7 +53,7 @@ def test_arrivals_of_one_nanosecond_queue_by_id() -> None:
 
 
 def test_priority_of_an_arrival_at_the_end_of_a_round() -> None:
-    """A seat comes free at 2000: the more urgent request that arrives in that nanosecond takes it from the one waiting."""
+    """A seat comes free at 2000: the more urgent request that arrives then takes it from the one waiting."""
     case = flat(
         Chunked(64, 1, "priority"), Request(0, 0, 5, 2), Request(1, 100, 5, 1), Request(2, 2000, 5, 1, priority=1)
     )

@@ -57,24 +57,31 @@ class Gaps:
 
     def __init__(self, limit: int = 1 << 20) -> None:
         self.limit, self.quantum_ns, self._binned_ns = limit, 1, 0
-        self._gaps: list[NDArray[np.int64]] = []
+        self._buffer: NDArray[np.int64] = np.empty(2 * limit, dtype=np.int64)
+        self._used = 0
+        self._counts: list[int] = []
         self._weights: list[int] = []
-        self._pending = 0
         self._bins: NDArray[np.float64] = np.zeros(0)
         self._far: dict[int, int] = {}
 
     def add(self, gaps_ns: NDArray[np.int64], weight: int) -> None:
-        """``weight`` sequences each saw these gaps; shape [rounds]."""
-        self._gaps.append(gaps_ns)
-        self._weights.append(weight)
-        self._pending += len(gaps_ns)
-        if self._pending > self.limit:
-            self._bin()
+        """``weight`` sequences each saw these gaps; shape [rounds], at most ``limit`` of them."""
+        start, end = self._used, self._used + len(gaps_ns)
+        self._buffer[start:end] = gaps_ns
+        self._note(end - start, weight)
 
     def add_one(self, gap_ns: int, weight: int) -> None:
         """``weight`` sequences saw this gap."""
         if weight:
-            self.add(np.array([gap_ns], dtype=np.int64), weight)
+            self._buffer[self._used] = gap_ns
+            self._note(1, weight)
+
+    def _note(self, count: int, weight: int) -> None:
+        self._used += count
+        self._counts.append(count)
+        self._weights.append(weight)
+        if self._used > self.limit:
+            self._bin()
 
     @property
     def total_ns(self) -> int:
@@ -97,13 +104,12 @@ class Gaps:
 
     def _raw(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """What has not been binned yet."""
-        gaps = np.concatenate((np.zeros(0, dtype=np.int64), *self._gaps))
-        return gaps, np.repeat(np.array(self._weights, dtype=np.int64), [len(g) for g in self._gaps])
+        return self._buffer[: self._used], np.repeat(np.array(self._weights, dtype=np.int64), self._counts)
 
     def _bin(self) -> None:
         """Move raw gaps into the histogram; those of ten seconds and more into a dictionary."""
         gaps, weights = self._raw()
-        self._gaps, self._weights, self._pending = [], [], 0
+        self._counts, self._weights, self._used = [], [], 0
         self._binned_ns += int(gaps @ weights)
         self.quantum_ns = self.QUANTUM_NS
         bins = (gaps + self.QUANTUM_NS // 2) // self.QUANTUM_NS

@@ -26,7 +26,7 @@ from sim.serving.record import Recorder
 from sim.serving.rounds import Rounds
 
 ROUND, FAULT, ARRIVAL, DISPATCH, PLAN = range(5)
-MOST_ROUNDS = 256  # of a leap that runs through ends: what lies further off will be disturbed before it comes
+REACH = (32, 512)  # fewest and most rounds that a leap through ends looks ahead
 
 
 class Moment(simpy.Event):
@@ -103,6 +103,7 @@ class Replica:
         self.running_seats = self.decoding_seats = self.held_bytes = 0
         self.decoded_ns = 0
         self.leap: Leap | None = None
+        self.reach = REACH[1]
         self.plan_asked = self.crowded = False
 
     # --- what others ask -------------------------------------------------------------------------------------------
@@ -276,7 +277,7 @@ class Replica:
         if setup.prompt_ends or self.ready or len(self.waiting):
             rounds = horizon.rounds_to_end()
         else:
-            rounds = min(horizon.last_end - horizon.round, MOST_ROUNDS)
+            rounds = min(horizon.last_end - horizon.round, self.reach)
         return horizon.rounds_that_fit(rounds, setup.kv.capacity_bytes - self.held_bytes)
 
     def _sleep(self, leap: Leap) -> None:
@@ -301,6 +302,10 @@ class Replica:
         """
         while leap.done < leap.stop:
             self._book(leap, leap.stop)
+        if leap.stop >= self.reach:  # nobody disturbed it: look further ahead next time
+            self.reach = min(2 * self.reach, REACH[1])
+        elif 4 * leap.stop < len(leap.ns):
+            self.reach = max(self.reach // 2, REACH[0])
         self.leap = None
         if not (self.admitted or len(self.waiting)):
             return
