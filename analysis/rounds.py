@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from analysis.frames import Columns, Run, masked
 
-__all__ = ["PHASES", "expand_rounds", "round_columns"]
+__all__ = ["PHASES", "expand_rounds", "phase_numbers", "round_columns"]
 
 PHASES = ("prefill", "decode", "mixed")
 KEPT = ("replica", "start_ns", "duration_ns")
@@ -23,7 +24,7 @@ def round_columns(run: Run) -> Columns:
     return {
         **{name: np.ascontiguousarray(leaps[name]) for name in KEPT},
         "n_rounds": np.ascontiguousarray(leaps["rounds"]),
-        "phase": np.array(PHASES)[np.where(leaps["chunks"] == 0, 1, np.where(seats == 0, 0, 2))],
+        "phase": np.array(PHASES)[phase_numbers({"prefill_tokens": accounts.prefill_tokens, "batch": seats})],
         "batch": np.ascontiguousarray(seats),
         "context": masked(accounts.context, seats == 0),
         "prefill_tokens": accounts.prefill_tokens,
@@ -33,6 +34,11 @@ def round_columns(run: Run) -> Columns:
         "hbm_bytes": hbm_bytes,
         "joules": masked(accounts.joules, np.isnan(accounts.joules)),
     }
+
+
+def phase_numbers(rounds: Mapping[str, Any]) -> NDArray[np.int64]:
+    """Place in PHASES of each leap, by whether prompts are read and whether sequences decode."""
+    return np.where(rounds["prefill_tokens"] == 0, 1, np.where(rounds["batch"] == 0, 0, 2))
 
 
 def expand_rounds(frame: Mapping[str, Any]) -> Columns:

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.frames import Columns, Run
+from analysis.frames import Run
+from analysis.rounds import PHASES, phase_numbers
 from sim.account import SECONDS
 from sim.analytic.work import Work
 
 __all__ = ["energy", "headroom", "kv", "money", "phases", "utilisation"]
 
 Floats = NDArray[np.float64]
+MOVED = (*(f"{cause}_s" for cause in SECONDS), "flops", "hbm_bytes")
 
 
 def busy_s(run: Run) -> float:
@@ -24,27 +26,24 @@ def busy_s(run: Run) -> float:
 def phases(run: Run) -> dict[str, dict[str, Any]]:
     """By kind of round: seconds, share of the busy time, seconds by cause, what bound it, MFU and MBU."""
     rounds = run.round_columns
-    total_s = busy_s(run)
-    out = {}
-    for phase in ("prefill", "decode", "mixed"):
-        rows = rounds["phase"] == phase
-        if rows.any():
-            out[phase] = _phase(run, rounds, rows, total_s)
-    return out
+    kinds = phase_numbers(rounds)
+    added = {name: np.bincount(kinds, rounds[name], len(PHASES)) for name in ("duration_ns", "n_rounds", *MOVED)}
+    added["seats"] = np.bincount(kinds, rounds["batch"] * rounds["n_rounds"], len(PHASES))
+    totals = [{name: float(sums[i]) for name, sums in added.items()} for i in range(len(PHASES))]
+    return {phase: _phase(run, sums) for phase, sums in zip(PHASES, totals, strict=True) if sums["n_rounds"]}
 
 
-def _phase(run: Run, rounds: Columns, rows: NDArray[np.bool_], total_s: float) -> dict[str, Any]:
-    seconds = float(rounds["duration_ns"][rows].sum()) * 1e-9
-    causes = {cause: float(rounds[f"{cause}_s"][rows].sum()) for cause in SECONDS}
-    n = rounds["n_rounds"][rows]
+def _phase(run: Run, sums: dict[str, float]) -> dict[str, Any]:
+    seconds = sums["duration_ns"] * 1e-9
+    causes = {cause: sums[f"{cause}_s"] for cause in SECONDS}
     return {
         "seconds": seconds,
-        "share": seconds / total_s,
-        "rounds": int(n.sum()),
-        "mean_batch": float((rounds["batch"][rows] * n).sum() / n.sum()),
+        "share": seconds / busy_s(run),
+        "rounds": int(sums["n_rounds"]),
+        "mean_batch": sums["seats"] / sums["n_rounds"],
         "seconds_by_cause": causes,
         "bound_by": max(causes, key=lambda cause: causes[cause]),
-        **_against_peaks(run, float(rounds["flops"][rows].sum()), float(rounds["hbm_bytes"][rows].sum()), seconds),
+        **_against_peaks(run, sums["flops"], sums["hbm_bytes"], seconds),
     }
 
 
@@ -81,7 +80,7 @@ def kv(run: Run, tokens_per_round: float) -> dict[str, float]:
     rounds, capacity = run.round_columns, run.built.setup.kv.capacity_bytes
     held, duration = rounds["kv_bytes"].astype(np.float64), rounds["duration_ns"].astype(np.float64)
     mean = float((held * duration).sum() / max(duration.sum(), 1.0))
-    rows = rounds["phase"] == "decode"
+    rows = phase_numbers(rounds) == PHASES.index("decode")
     cached = _cached_at_start(run, rows, tokens_per_round)
     allocated = float((held * duration)[rows].sum())
     used = float((np.minimum(cached, held[rows]) * duration[rows]).sum())

@@ -231,7 +231,8 @@ class _Book:
         total = np.zeros((len(ROWS), *shape))
         for kernel in kernels(ops):
             for row, value in zip(total, self._kernel(kernel), strict=True):
-                row += value
+                if np.ndim(value) or value:
+                    row += value
         return total
 
     def _kernel(self, kernel: list[Op]) -> list[Any]:

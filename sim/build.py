@@ -123,7 +123,8 @@ def _with_draft(spec: Any, target: ModelShape) -> Any:
     most = target.total_parameters // 4
     fit = [s for s in shapes if s.layers and s.vocab == target.vocab and s.total_parameters <= most]
     if not fit:
-        raise ValueError(f"policy.draft: auto finds no shipped model with the {target.vocab} tokens of {target.name}")
+        asked = f"the vocabulary of {target.name} ({target.vocab} tokens) and at most a quarter of its parameters"
+        raise ValueError(f"policy.draft: 'auto': no shipped model has {asked}; name one")
     return {**options, "draft": min(fit, key=lambda s: s.total_parameters).name}
 
 

@@ -172,7 +172,9 @@ def _options(key: str, said: Any) -> Any:
 
 def schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of a scenario, for editors."""
-    out = Scenario.model_json_schema()
+    from sim.schema import complete
+
+    out = complete(Scenario.model_json_schema())
     out["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     out["title"] = "decodesim scenario"
     return out

@@ -34,6 +34,7 @@ POLICIES: dict[str, list[dict[str, Any]]] = {
         {"draft": "d", "gamma": 3, "acceptance": 0.8},
         {"draft": "d", "gamma": 4, "acceptance": {"kind": "beta", "mean": 0.7, "concentration": 2.0}},
         {"draft": "d", "gamma": 2, "acceptance": {"kind": "survival", "vector": [1.0, 0.0]}},
+        {"draft": "d", "gamma": 3, "acceptance": {"kind": "empirical", "betas": [1.0, 0.2, 0.9, 0.0, 0.7, 1.0, 0.6]}},
     ],
 }
 SCHEDULERS: dict[str, list[dict[str, Any]]] = {

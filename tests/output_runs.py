@@ -24,7 +24,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "offline": {"workload": {**TRAFFIC, "rate": "inf"}},
     "one token": {"workload": {**TRAFFIC, "output": 1, "requests": 30}},
     "samples": {"workload": {**TRAFFIC, "samples": 3, "requests": 40}},
-    "tight memory": {"kv": {"memory_fraction": 0.06}, "workload": {**TRAFFIC, "rate": 400, "output": 200}},
+    "tight memory": {"kv": {"memory_fraction": 0.045}, "workload": {**TRAFFIC, "rate": 400, "output": 200}},
 }
 
 

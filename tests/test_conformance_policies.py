@@ -109,14 +109,20 @@ def test_a_shorter_future_is_clipped_not_redrawn(policy: Any, request_id: int, r
 @ALL
 def test_a_policy_is_pure(policy: Any) -> None:
     """Asking twice, after other questions and after others wrote into an answer, gives the same answer."""
-    windows = windows_of(policy, (None, 7))
-    first = policy.future(Luck(4).of(9), 3, 50)
+    windows, luck = windows_of(policy, (None, 7)), Luck(4)
+    for start in (0, 3):
+        check_purity(policy, windows, luck, start)
+
+
+def check_purity(policy: Any, windows: Any, luck: Luck, start: int) -> None:
+    """One question, a vandal, the same question."""
+    first = policy.future(luck.of(9), start, 50)
     said = columns(first), [row.tolist() for row in policy.rows(first, 20, windows)]
     for column in (*(getattr(first, c) for c in COLUMNS), *policy.rows(first, 20, windows)):
         if column.flags.writeable:
             column[:] = -5
-    policy.future(Luck(5).of(1), 0, 9)
-    again = policy.future(Luck(4).of(9), 3, 50)
+    policy.future(luck.of(1), 0, 9)
+    again = policy.future(luck.of(9), start, 50)
     assert said == (columns(again), [row.tolist() for row in policy.rows(again, 20, windows)])
 
 

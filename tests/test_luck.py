@@ -12,19 +12,19 @@ from scipy import stats
 
 from sim.serving.luck import GOLDEN, MASK, PURPOSES, Luck, mix
 
-MANY = 50_000
+MANY, FEW = 50_000, 3_000
 
 
 def axis(name: str, seed: int) -> Any:
-    """``MANY`` draws along one axis of the address."""
+    """``MANY`` draws along one axis of the address, ``FEW`` where each is of another stream."""
     luck = Luck(seed)
     if name == "round":
         return luck.of(17, 2).uniforms("acceptance", 0, MANY)
     if name == "request":
-        return np.array([luck.of(i).uniforms("acceptance", 3, 1)[0] for i in range(MANY // 5)])
+        return np.array([luck.of(i).uniforms("acceptance", 3, 1)[0] for i in range(FEW)])
     if name == "sample":
-        return np.array([luck.of(5, i).uniforms("match", 0, 1)[0] for i in range(MANY // 5)])
-    return np.array([Luck(i).of(5).uniforms("acceptance", 0, 1)[0] for i in range(MANY // 5)])
+        return np.array([luck.of(5, i).uniforms("match", 0, 1)[0] for i in range(FEW)])
+    return np.array([Luck(i).of(5).uniforms("acceptance", 0, 1)[0] for i in range(FEW)])
 
 
 AXES = ["round", "request", "sample", "seed"]
@@ -68,6 +68,26 @@ def test_a_draw_is_its_address(seed: int, request: int, sample: int, start: int,
     Luck(seed).of(request + 1).uniforms("match", 0, 3)
     one_by_one = [Luck(seed).of(request, sample).uniforms("match", start + i, 1)[0] for i in range(count)]
     assert together.tolist() == one_by_one
+
+
+def test_what_is_kept_is_what_was_drawn() -> None:
+    """One ``Luck`` that has seen thousands of addresses still says what a new one says, near and far from the start."""
+    luck, addresses = Luck(5), [(i * 37 % 9001, i % 3, i * 5 % 140) for i in range(2000)]
+    for request, sample, start in [*addresses, *addresses[:200]]:
+        said = luck.of(request, sample).uniforms("match", start, 3)
+        key = luck.stream(request, sample, "match")
+        want = [(mix(key + (start + i + 1) * GOLDEN) >> 11) * 2.0**-53 for i in range(3)]
+        assert said.tolist() == want
+
+
+def test_nobody_can_write_into_the_luck_of_others() -> None:
+    """Draws that are kept are read-only, or a copy."""
+    luck = Luck(6)
+    first = luck.of(3).uniforms("match", 0, 9)
+    said = first.tolist()
+    if first.flags.writeable:
+        first[:] = 0.0
+    assert luck.of(3).uniforms("match", 0, 9).tolist() == said
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(0, 20))

@@ -60,13 +60,11 @@ def test_flops_are_those_of_the_tokens_run() -> None:
     result = run("plain")
     shape, n, prompt, output = result.built.shapes[0], 150, 300, 40
     tokens = prompt + output - 1
-    linear = sum(
-        2 * (l.attention.parameters(shape.d_model)["attn.qkv"] + l.attention.parameters(shape.d_model)["attn.out"]
-             + 3 * shape.d_model * l.ffn.width)
-        for l in shape.layers
-    )  # fmt: skip
+    named = [layer.attention.parameters(shape.d_model) for layer in shape.layers]
+    weights = sum(names["attn.qkv"] + names["attn.out"] for names in named)
+    linear = 2 * (weights + sum(3 * shape.d_model * layer.ffn.width for layer in shape.layers))
     pairs = tokens * (tokens + 1) // 2
-    attention = sum(4 * l.attention.heads * l.attention.head_dim for l in shape.layers) * pairs
+    attention = sum(4 * layer.attention.heads * layer.attention.head_dim for layer in shape.layers) * pairs
     head = 2 * shape.d_model * shape.vocab * output
     expected = n * (linear * tokens + attention + head)
     assert result.accounts.counts["flops"].sum() == pytest.approx(expected, rel=1e-9)

@@ -148,7 +148,9 @@ MIX: Table = {
     "mix": Nested("a list of workloads, each with a weight"), "rate": RATE, "arrivals": Nested(_ARRIVAL_WORDS),
     "requests": COUNT, "duration_s": POSITIVE,
 }  # fmt: skip
-CLOSED: Table = {"concurrency": COUNT, "think_time_s": Number(at_least=0)}
+CLOSED: Table = {
+    "concurrency": COUNT, "think_time_s": Number(at_least=0, at_most=1e6), "think_time_exponential": Flag(),
+}  # fmt: skip
 """Keys of a closed loop, beside those of lengths; the simulator's clock makes the arrivals."""
 
 

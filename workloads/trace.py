@@ -44,9 +44,9 @@ class Trace:
         return self._pass(rows, need_arrivals=False)
 
     def has_arrivals(self) -> bool:
-        """Whether the file gives arrival times; reads its first rows."""
+        """Whether the file gives arrival times; reads its first rows. Without any, what is wrong is said later."""
         first = next(iter(self._reader().read(self._source())), None)
-        return first is not None and first.arrival_ns is not None
+        return first is None or first.arrival_ns is not None
 
     def _pass(self, rows: int, need_arrivals: bool) -> Iterator[Columns]:
         self.dropped.clear()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sim.analytic.work import Work, pairs_of, reads_of
 from sim.policies import NO_PROMPTS, Draws, Future, IntArray, Pass, Prompts, Totals, Windows
-from sim.policies.acceptance import survival_vector
+from sim.policies.acceptance import Walk, survival_vector, walk
 
 
 class _Course(NamedTuple):
@@ -52,6 +52,11 @@ class Speculative:
         """P(at least k drafted tokens are kept), k = 1..gamma; shape [gamma], not increasing."""
         return survival_vector(self.acceptance, self.gamma)
 
+    @cached_property
+    def walk(self) -> Walk | None:
+        """Where acceptance depends on the place in a text (kind ``empirical``): that text; else None."""
+        return walk(self.acceptance, self.gamma)
+
     @property
     def tokens_per_round(self) -> int:
         """The target verifies gamma drafts and continues after them."""
@@ -69,6 +74,8 @@ class Speculative:
 
     def future(self, draws: Draws, start: int, remaining: int) -> Future:
         """One uniform a round against the survival vector; the last gain is clipped to what is left."""
+        if self.walk is not None:
+            return self._walked(self.walk, draws, start, remaining)
         courses, row, rounds = draws.from_tile("acceptance", self._course)
         if start or courses.total[row, -1] < remaining:
             row, courses = 0, self._long_course(draws, start, remaining)
@@ -92,6 +99,22 @@ class Speculative:
             if course.total[0, -1] >= remaining:
                 return course
             guess = min(2 * guess, remaining)
+
+    def _walked(self, along: Walk, draws: Draws, start: int, remaining: int) -> Future:
+        """The same along a text from an addressed place, which is walked from its first round whatever ``start`` is."""
+        offset = int(draws.uniforms("offset", 0, 1)[0] * along.tokens)
+        guess = start + min(max(8, int(1.3 * remaining / self.expected_tokens)), remaining)
+        while True:
+            kept = np.array(along.kept(offset, draws.uniforms("acceptance", 0, guess).tolist()), dtype=np.int64)[start:]
+            total = (kept + 1).cumsum()
+            if total[-1] >= remaining:
+                break
+            guess = start + min(2 * (guess - start), remaining)
+        rounds = int(total.searchsorted(remaining)) + 1
+        gains = kept[:rounds] + 1
+        offsets = total[:rounds] - gains
+        gains[-1] -= int(total[rounds - 1]) - remaining
+        return Future(gains, offsets, kept[:rounds], np.full(rounds, self.gamma))
 
     def channels(self, windows: tuple[Windows, ...]) -> int:
         """Context, catch-up positions and their context, and for windows what depends on each one's own length."""

@@ -168,6 +168,22 @@ def tokens_per_round(runs: Sequence[Generation], gamma: int, seed: int = 0) -> M
     return Measured(float(tokens / rounds), sd, float(kept / rounds), int(rounds))
 
 
+def kept_survival(runs: Sequence[Generation], gamma: int) -> Floats:
+    """P(at least k drafts kept | gamma were drafted), k = 1..gamma, counted from runs: for drafts without betas of
+    their own, such as copies that stay on one source for a whole round. Raises ValueError without such a round.
+    """
+    kept = [r.accepted for run in runs for r in run.rounds if len(r.drafted) == gamma and r.own]
+    if not kept:
+        raise ValueError(f"acceptance: no round drafted gamma = {gamma} tokens")
+    return np.asarray((np.array(kept)[:, None] >= np.arange(1, gamma + 1)).mean(axis=0))
+
+
+def judged_alpha(runs: Sequence[Generation], gamma: int) -> float:
+    """Accepted over judged drafts of the same rounds: what an i.i.d. model would be given as its alpha."""
+    survival = kept_survival(runs, gamma)
+    return float(survival.sum() / (1 + survival[:-1].sum()))  # draft k is judged if the k - 1 before it were kept
+
+
 def prompts_of(ids: Sequence[int], count: int, tokens: int) -> list[Tokens]:
     """``count`` prompts spread evenly over a text."""
     starts = np.linspace(0, len(ids) - tokens, count).astype(int)

@@ -122,8 +122,9 @@ def survival_interval(
     """:func:`survival_vector` with percentile intervals from a block bootstrap (Kuensch 1989, blocks not overlapping).
 
     Blocks of ``block_tokens`` are drawn with replacement, because neighbouring tokens are alike in difficulty; never
-    across two texts. The interval speaks of the survival vector of such text, not of one short run: for the mean over
-    a run of n tokens, widen it by that run's own (:func:`predict`).
+    across two texts. The interval speaks of the survival vector of such text, not of one short run: for that see
+    :func:`predict`. With few blocks it is a little narrow: 47 blocks of a process that remembers ten tokens cover
+    91 % where 95 % are stated (tests/reference/test_replay.py).
     """
     blocks = np.concatenate([_sums(text, gamma, block_tokens) for text in _texts(betas, gamma)])
     total = blocks.sum(axis=0)

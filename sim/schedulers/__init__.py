@@ -1,13 +1,14 @@
 """Schedulers: which prompts are read and whether decodes run in the next round. One per file, found by name.
 
 A scheduler is a frozen dataclass with an ``order`` (how requests queue), a ``decode_seats`` limit and ``plan(view)``,
-a pure function: planning again while nobody arrived or left gives the same plan. ``tests/test_conformance_schedulers.py``
-says what every scheduler owes.
+a pure function: planning again while nobody arrived or left gives the same plan.
+``tests/test_conformance_schedulers.py`` says what every scheduler owes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence as Ordered
+from collections.abc import Iterator
+from collections.abc import Sequence as Ordered
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -28,7 +29,11 @@ class Plan:
 class View(Protocol):
     """What a scheduler may know of a replica at a planning instant."""
 
-    prefilling: Ordered[Sequence]
+    @property
+    def prefilling(self) -> Ordered[Sequence]:
+        """Admitted sequences whose prompt is not read yet, in order of admission."""
+        ...
+
     running_seats: int
     decoding_seats: int
     tokens_per_round: int

@@ -1,4 +1,4 @@
-"""Chunked prefill: decodes first, the rest of a token budget to prompts, in one mixed round (vLLM V1, Sarathi-Serve)."""
+"""Chunked prefill: decodes first, the rest of a token budget to prompts, in one round (vLLM V1, Sarathi-Serve)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ class Chunked:
     def decode_seats(self, tokens_per_round: int) -> int:
         """As many as the budget holds."""
         if tokens_per_round > self.token_budget:
-            raise ValueError(f"scheduler.token_budget: {self.token_budget} is less than one sequence's {tokens_per_round}")
+            raise ValueError(
+                f"scheduler.token_budget: {self.token_budget} is less than one sequence's {tokens_per_round} a round"
+            )
         return self.token_budget // tokens_per_round
 
     def plan(self, view: View) -> Plan:

@@ -10,7 +10,7 @@ from sim.schedulers import Plan, View, check_count, check_order
 
 @dataclass(frozen=True)
 class Static:
-    """An idle replica takes up to ``max_sequences`` waiting requests, reads all prompts in one pass, decodes to the end.
+    """An idle replica takes up to ``max_sequences`` waiting requests, reads their prompts at once, decodes to the end.
 
     Places that empty early stay empty; no padding tokens are computed.
     """

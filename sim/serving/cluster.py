@@ -16,8 +16,9 @@ from simpy.core import EmptySchedule
 
 from sim.request import Request
 from sim.routers import Router
+from sim.serving.clock import ARRIVAL, DISPATCH, Clock, Moment
 from sim.serving.record import Recorder
-from sim.serving.replica import ARRIVAL, DISPATCH, Moment, Replica, Setup
+from sim.serving.replica import Replica, Setup
 
 Done = Callable[[int], None]
 
@@ -46,7 +47,7 @@ class Cluster:
         arrivals: Iterator[Request] | ClosedLoop,
         progress: Done | None = None,
     ) -> None:
-        self.env = simpy.Environment(0)
+        self.env = Clock(0)
         if isinstance(arrivals, ClosedLoop):
             setup = replace(setup, prompt_ends=True)
         self.setup, self.router, self.progress = setup, router, progress
@@ -70,7 +71,7 @@ class Cluster:
                 step()
         except EmptySchedule:
             pass
-        self.events = next(self.env._eid)
+        self.events = self.env.scheduled
         for replica in self.replicas:
             replica.give_up()
         return self.recorder

@@ -23,7 +23,7 @@ _FACTORS = _U(_MIX1), _U(_MIX2)
 
 NEIGHBOURS, ROUNDS, KEPT_TILES = 64, 128, 64
 Build = Callable[[NDArray[np.float64]], Any]
-PURPOSES = {"acceptance": 1, "match": 2, "draft_length": 3, "think": 4, "router": 5}
+PURPOSES = {"acceptance": 1, "match": 2, "draft_length": 3, "think": 4, "router": 5, "offset": 6}
 
 
 def mix(z: int) -> int:
@@ -79,6 +79,8 @@ class Luck:
                 del self._tiles[next(iter(self._tiles))]
             drawn = self.tile(*address)
             tile = self._tiles[key] = drawn if build is None else build(drawn)
+            for array in tile if isinstance(tile, tuple) else (tile,):
+                array.setflags(write=False)
         return tile
 
     def stream(self, request: int, sample: int, purpose: str) -> int:
@@ -112,11 +114,12 @@ class Draws(NamedTuple):
 
 
 def _uniforms(key: Any, counter: NDArray[np.uint64]) -> NDArray[np.float64]:
-    z = counter + key
+    z: NDArray[np.uint64] = counter + key
     z ^= z >> _SHIFTS[0]
     z *= _FACTORS[0]
     z ^= z >> _SHIFTS[1]
     z *= _FACTORS[1]
     z ^= z >> _SHIFTS[2]
     z >>= _SHIFTS[3]
-    return z * 2.0**-53
+    drawn: NDArray[np.float64] = z * 2.0**-53
+    return drawn

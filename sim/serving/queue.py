@@ -12,7 +12,7 @@ Key = tuple[int, int, int]
 
 
 class WaitingLine:
-    """Sequences by (preempted first, queue order, request id); a list with a moving head, so that both ends are cheap."""
+    """Sequences by (preempted first, queue order, request id); a list with a moving head, cheap at both ends."""
 
     def __init__(self, order: str) -> None:
         self.order = order

@@ -116,9 +116,10 @@ class Gaps:
         near = bins < self.NEAR_BINS
         for number, weight in zip(bins[~near].tolist(), weights[~near].tolist(), strict=True):
             self._far[number] = self._far.get(number, 0) + weight
-        counts = np.bincount(bins[near], weights=weights[near], minlength=len(self._bins))
-        counts[: len(self._bins)] += self._bins
-        self._bins = counts
+        size = max(len(self._bins), int(bins[near].max(initial=-1)) + 1)
+        counts = np.zeros(size)
+        counts[: len(self._bins)] = self._bins
+        self._bins = counts + np.bincount(bins[near], weights=weights[near], minlength=size)
 
 
 class Recorder:

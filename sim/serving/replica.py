@@ -1,7 +1,6 @@
 """One replica: an engine that plans, leaps over decode rounds nobody disturbs, and settles what came out of them.
 
-Order at one instant: ends of rounds, faults and repairs, arrivals, then plans. The priorities below are SimPy's, lower
-first; a plan is asked for once and comes after everything else of its nanosecond.
+A plan is asked for once and comes after everything else of its nanosecond (sim/serving/clock.py has the order).
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from sim.policies import Chunk, Chunks, Future, Policy, Totals, Windows, ones
 from sim.request import Member, Request, Sequence
 from sim.routers import ReplicaState
 from sim.schedulers import Plan, Scheduler
+from sim.serving.clock import PLAN, ROUND, Clock, Moment
 from sim.serving.horizon import Entry, Horizon
 from sim.serving.kv import KvBudget
 from sim.serving.luck import Luck
@@ -25,23 +25,15 @@ from sim.serving.queue import WaitingLine
 from sim.serving.record import Recorder
 from sim.serving.rounds import Rounds
 
-ROUND, FAULT, ARRIVAL, DISPATCH, PLAN = range(5)
 REACH = (32, 512)  # fewest and most rounds that a leap through ends looks ahead
-
-
-class Moment(simpy.Event):
-    """A callback after ``delay_ns``, in the order of ``priority`` within that nanosecond."""
-
-    def __init__(
-        self, env: simpy.Environment, delay_ns: int, priority: int, call: Callable[[simpy.Event], None]
-    ) -> None:
-        self.env, self.callbacks, self._value, self._ok = env, [call], None, True
-        env.schedule(self, priority, delay_ns)  # type: ignore[arg-type]
 
 
 @dataclass(slots=True)
 class Leap:
-    """Rounds under way: nanoseconds of each and from the start to its end. ``stop`` of them will run, ``done`` are booked."""
+    """Rounds under way: nanoseconds of each, and from the start to its end.
+
+    ``stop`` of them will run, ``done`` are booked.
+    """
 
     start_ns: int
     ns: NDArray[np.int64]
@@ -83,7 +75,7 @@ class Replica:
 
     def __init__(
         self,
-        env: simpy.Environment,
+        env: Clock,
         index: int,
         setup: Setup,
         recorder: Recorder,

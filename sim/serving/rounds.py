@@ -46,7 +46,8 @@ class Rounds:
             return np.array([max(1, round(seconds * 1e9))])
         ns = np.rint(seconds * 1e9)
         np.maximum(ns, 1.0, out=ns)
-        return ns.astype(np.int64)
+        whole: NDArray[np.int64] = ns.astype(np.int64)
+        return whole
 
     @cached_property
     def _host(self) -> tuple[float, float]:

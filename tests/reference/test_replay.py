@@ -101,14 +101,14 @@ def replayed_rounds(p, q, gamma, tokens, luck):
     return kept_per_round(betas, gamma, luck.random(tokens)).tolist()
 
 
-@pytest.mark.parametrize("gamma", [1, 2, 4])
+@pytest.mark.parametrize("gamma", [1, 4])
 def test_replay_reproduces_the_direct_sampler_in_distribution(gamma):
-    """Histograms of (kept in a round, kept in the next) agree: chi-square over 6,000 texts each way, alpha 1e-3."""
+    """Histograms of (kept in a round, kept in the next) agree: chi-square over 4,000 texts each way, alpha 1e-3."""
     p, q = markov_pair()
     table = np.zeros((2, gamma + 1, gamma + 1))
     for way, run in enumerate((direct_rounds, replayed_rounds)):
         luck = stream(7, run.__name__, gamma)
-        for _ in range(6000):
+        for _ in range(4000):
             kept = run(p, q, gamma, 3 * (gamma + 1), luck)  # the second and third round: starts are no longer fixed
             table[way, kept[1], kept[2]] += 1
     assert stats.chi2_contingency(table.reshape(2, -1)[:, table.sum(axis=0).ravel() > 0]).pvalue > 1e-3
@@ -118,13 +118,13 @@ def test_a_wrong_beta_is_caught_by_that_comparison():
     """Replaying with alpha in place of beta fails the same chi-square by far, so it has the power it claims."""
     p, q = markov_pair()
     luck = stream(7, "direct")
-    kept = [direct_rounds(p, q, 4, 15, luck)[1:3] for _ in range(6000)]
+    kept = [direct_rounds(p, q, 4, 15, luck)[1:3] for _ in range(4000)]
     alphas = np.minimum(p, q).sum(axis=1)
     luck = stream(8, "wrong")
-    wrong = [kept_per_round(np.full(15, alphas.mean()), 4, luck.random(15))[1:3] for _ in range(6000)]
+    wrong = [kept_per_round(np.full(15, alphas.mean()), 4, luck.random(15))[1:3] for _ in range(4000)]
     counts = [np.bincount(np.array(k) @ [5, 1], minlength=25) for k in (kept, wrong)]
     table = np.array(counts)[:, np.sum(counts, axis=0) > 0]
-    assert stats.chi2_contingency(table).pvalue < 1e-8
+    assert stats.chi2_contingency(table).pvalue < 1e-5
 
 
 def drifting_betas(seed, tokens):
@@ -153,16 +153,14 @@ def test_bootstrap_intervals_cover():
 
 def test_single_token_blocks_would_not_cover():
     """With blocks of one token the interval ignores correlation and covers too seldom: blocks earn their keep."""
-    runs = [survival_interval(drifting_betas(s, 3000), 4, block_tokens=1, resamples=99, seed=s) for s in range(40)]
+    runs = [survival_interval(drifting_betas(s, 3000), 4, block_tokens=1, resamples=99, seed=s) for s in range(20)]
     assert coverage(runs, long_run()) < 0.7
 
 
 def test_prediction_for_a_disjoint_text_holds_at_its_level():
-    """Acceptance of one text predicts tokens per round on another: at least 88 % of the 95 % intervals hold."""
-    held = [
-        predict(drifting_betas(s, 3000), drifting_betas(1000 + s, 3000), 4, resamples=300).holds for s in range(100)
-    ]
-    assert np.mean(held) >= 0.88
+    """Acceptance of one text predicts tokens per round on another: at least 85 % of the 95 % intervals hold."""
+    runs = [predict(drifting_betas(s, 3000), drifting_betas(1000 + s, 3000), 4, resamples=300) for s in range(80)]
+    assert np.mean([run.holds for run in runs]) >= 0.85
 
 
 def test_iid_fails_where_difficulty_is_shared_and_the_survival_vector_does_not():

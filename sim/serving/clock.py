@@ -1,0 +1,34 @@
+"""The clock: SimPy's environment on whole nanoseconds, callbacks at an instant, and the order within one.
+
+Order at one instant: ends of rounds, faults and repairs, arrivals, then plans. The priorities are SimPy's, lower first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import simpy
+
+ROUND, FAULT, ARRIVAL, DISPATCH, PLAN = range(5)
+
+
+class Clock(simpy.Environment):
+    """An environment whose time is a whole number of nanoseconds since the start of the run."""
+
+    @property
+    def now(self) -> int:
+        """Nanoseconds."""
+        return self._now  # type: ignore[return-value]
+
+    @property
+    def scheduled(self) -> int:
+        """How many events have been scheduled so far; asking counts as one."""
+        return next(self._eid)
+
+
+class Moment(simpy.Event):
+    """A callback after ``delay_ns``, in the order of ``priority`` within that nanosecond."""
+
+    def __init__(self, env: Clock, delay_ns: int, priority: int, call: Callable[[simpy.Event], None]) -> None:
+        self.env, self.callbacks, self._value, self._ok = env, [call], None, True
+        env.schedule(self, priority, delay_ns)  # type: ignore[arg-type]
