@@ -160,5 +160,5 @@ def headroom(run: Run, duration_s: float) -> dict[str, float]:
         "links": float(rounds["link_s"].sum()) / seconds,
     }
     if seats:
-        shares["sequences a replica may run"] = float((rounds["running"] * duration).sum()) / seats / seconds
+        shares["the batch limit (max_sequences)"] = float((rounds["running"] * duration).sum()) / seats / seconds
     return {name: share for name, share in shares.items() if share > 0}

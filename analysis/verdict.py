@@ -64,6 +64,5 @@ def _next(found: dict[str, Any]) -> str:
     if any("backlog grows" in warning for warning in found["warnings"]):
         return f"the backlog grows, with {name} in use for {share:.0%}"
     if share > 0.9:
-        return f"{name} is nearly used up ({share:.0%})"
-    verb = "run out" if name.startswith("sequences") else "runs out"
-    return f"before {1 / share:.2g} times this rate {name} {verb} next ({share:.0%} in use)"
+        return f"{name} is nearly saturated ({share:.0%} in use)"
+    return f"before {1 / share:.2g} times this rate {name} saturates next ({share:.0%} in use)"

@@ -121,18 +121,23 @@ def _with_draft(spec: Any, target: ModelShape) -> Any:
         return spec
     shapes = (load_shape(name, "policy.draft") for name in models.names())
     most = target.total_parameters // 4
-    fit = [s for s in shapes if s.layers and s.vocab == target.vocab and s.total_parameters <= most]
+    fit = [s for s in shapes if _may_draft(s, target) and s.total_parameters <= most]
     if not fit:
         asked = f"the vocabulary of {target.name} ({target.vocab} tokens) and at most a quarter of its parameters"
         raise ValueError(f"policy.draft: 'auto': no shipped model has {asked}; name one")
     return {**options, "draft": min(fit, key=lambda s: s.total_parameters).name}
 
 
+def _may_draft(draft: ModelShape, target: ModelShape) -> bool:
+    """A decoder with the target's vocabulary; tables padded to other multiples differ by up to a hundredth."""
+    return bool(draft.layers) and not draft.encoder and abs(draft.vocab - target.vocab) <= 0.01 * target.vocab
+
+
 def _draft_shape(name: str, target: ModelShape) -> ModelShape:
     draft = load_shape(name, "policy.draft")
     if not draft.layers or draft.encoder:
         raise ValueError(f"policy.draft: {name} is not a decoder-only model")
-    if abs(draft.vocab - target.vocab) > 0.01 * target.vocab:
+    if not _may_draft(draft, target):
         raise ValueError(
             f"policy.draft: {name} has a vocabulary of {draft.vocab} tokens and {target.name} one of {target.vocab}; "
             "a draft must share the target's"

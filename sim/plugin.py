@@ -10,7 +10,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any
 
-from workloads.errors import shown
+from workloads.errors import brief, shown
 
 
 @cache
@@ -49,7 +49,8 @@ def build(package: str, key: str, spec: Any) -> Any:
     for option in options:
         if option not in allowed:
             takes = ", ".join(allowed) or "no options"
-            raise ValueError(f"{key}.{option}: unknown option of {name}, which takes {takes}{suggest(option, allowed)}")
+            where = f"{key}.{brief(str(option))}"
+            raise ValueError(f"{where}: unknown option of {name}, which takes {takes}{suggest(option, allowed)}")
     for option, f in allowed.items():
         if f.default is MISSING and f.default_factory is MISSING and option not in options:
             raise ValueError(f"{key}.{option}: missing; {name} needs this option")

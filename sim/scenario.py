@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from hardware_profiles.strict_yaml import read, value
 from sim.plain import beside, plain
 from sim.plugin import suggest
-from workloads.errors import shown
+from workloads.errors import brief, shown
 
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
@@ -195,7 +195,7 @@ def _locate(name: str) -> tuple[Traversable, str]:
 def _one_line(error: ValidationError) -> str:
     first = error.errors()[0]
     path = [str(part) for part in first["loc"] if part not in ("str", "dict[str,any]")]
-    key, kind = ".".join(path), first["type"]
+    key, kind = brief(".".join(path), 80), first["type"]
     if kind == "extra_forbidden":
         allowed = _fields_at(path[:-1])
         return f"{key}: unknown key; allowed here: {', '.join(allowed)}{suggest(path[-1], allowed)}"

@@ -238,7 +238,8 @@ def added(run: Result) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     "settings",
     [
         (), ("policy=speculative",), ("replicas=3",), ("scheduler=continuous",), ("workload.rate=inf",),
-        ("scheduler={name: static, max_sequences: 8}",), ("workload={concurrency: 7, prompt: 200, output: 40, requests: 60, samples: 2}",),
+        ("scheduler={name: static, max_sequences: 8}",),
+        ("workload={concurrency: 7, prompt: 200, output: 40, requests: 60, samples: 2}",),
     ],
 )  # fmt: skip
 def test_parts_add_up_to_the_latency(settings: tuple[str, ...]) -> None:

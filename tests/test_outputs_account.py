@@ -24,7 +24,9 @@ def test_the_causes_of_a_leap_add_up_to_its_nanoseconds(name: str) -> None:
     assert all((seconds >= 0).all() for seconds in accounts.seconds.values())
 
 
-@pytest.mark.parametrize("name", ["plain", "speculative", "windows", "experts", "prefill first"])
+@pytest.mark.parametrize(
+    "name", ["plain", "speculative", "windows", "experts", "prefill first", "two devices", "latent"]
+)
 def test_single_rounds_cost_what_the_clock_said(name: str) -> None:
     """Two codes, tables in the clock and ops in the accounts: equal up to the rounding to nanoseconds."""
     result = simulate(scenario(**RUNS[name]), stepping=True)

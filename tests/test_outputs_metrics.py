@@ -234,7 +234,7 @@ def test_the_verdict_names_promise_bound_and_next_bottleneck() -> None:
     assert re.fullmatch(
         r"Meets TTFT p99 <= 500 ms \([\d.]+ ms\) and TPOT p99 <= 50 ms \([\d.]+ ms\); "
         r"decode is bound by reading weights \(\d+% of its time\); "
-        r"before \d[\d.e+]* times this rate .+ next \(\d+% in use\)\.",
+        r"before \d[\d.e+]* times this rate .+ saturates next \(\d+% in use\)\.",
         said,
     ), said
     next_one = max(found["headroom"], key=found["headroom"].get)
@@ -251,10 +251,10 @@ def test_the_verdict_follows_the_numbers() -> None:
     }
     assert sentence(found) == (
         "Misses TTFT p99 <= 10 ms (20 ms); rounds that mix prefill and decode are bound by reading the KV cache "
-        "(75% of its time); before 2 times this rate KV memory runs out next (50% in use)."
+        "(75% of its time); before 2 times this rate KV memory saturates next (50% in use)."
     )
     found["headroom"]["compute"] = 0.95
-    assert sentence(found).endswith("compute is nearly used up (95%).")
+    assert sentence(found).endswith("compute is nearly saturated (95% in use).")
     found["warnings"] = ["The backlog grows: ..."]
     assert "the backlog grows, with compute in use for 95%" in sentence(found)
 

@@ -108,7 +108,7 @@ def test_the_scenarios_to_be_damaged_are_whole(base: dict[str, Any]) -> None:
 
 
 @given(place=st.sampled_from(PLACES), value=HOSTILE)
-@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=2500, suppress_health_check=[HealthCheck.too_slow])
 def test_one_hostile_value(place: tuple[int, tuple[Any, ...]], value: Any) -> None:
     """Any value of a good scenario replaced by any other."""
     number, path = place
@@ -121,14 +121,16 @@ def test_one_hostile_value(place: tuple[int, tuple[Any, ...]], value: Any) -> No
 
 
 @given(place=st.sampled_from(PLACES), key=st.text(max_size=10), value=VALUES)
-@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=600, suppress_health_check=[HealthCheck.too_slow])
 def test_one_key_too_many(place: tuple[int, tuple[Any, ...]], key: str, value: Any) -> None:
     """A key that was not there, anywhere."""
     number, path = place
     data = copy.deepcopy(BASES[number])
     inner: Any = data
     for step in path:
-        inner = inner[step] if isinstance(inner[step], dict) else inner
+        if not isinstance(inner[step], dict | list):
+            break
+        inner = inner[step]
     if isinstance(inner, dict):
         inner[key] = value
     attempt(data)

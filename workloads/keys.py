@@ -105,13 +105,17 @@ POSITIVE = Number(above=0)
 COUNT = Number(at_least=1, whole=True)
 TOKENS = Number(at_least=1, at_most=10**8, whole=True)
 RATE = Number(above=0, at_most=1e9, inf=True)
+SPREAD = Number(at_least=1e-6, at_most=1e6)
+SPAN = Number(at_least=1e-6, at_most=1e9)
 
 ARRIVALS: Mapping[str, Table] = {
     "poisson": {"rescale": Flag()},
-    "gamma": {"burstiness": POSITIVE, "cv": POSITIVE, "rescale": Flag()},
+    "gamma": {"burstiness": SPREAD, "cv": Number(at_least=1e-3, at_most=1e3), "rescale": Flag()},
     "weibull": {"shape": Number(at_least=0.1, at_most=100), "rescale": Flag()},
-    "on_off": {"on_s": POSITIVE, "off_s": POSITIVE, "off_fraction": Number(at_least=0, at_most=1)},
-    "diurnal": {"period_s": POSITIVE, "amplitude": Number(at_least=0, at_most=1), "phase_s": Number()},
+    "on_off": {"on_s": SPAN, "off_s": SPAN, "off_fraction": Number(at_least=0, at_most=1)},
+    "diurnal": {
+        "period_s": SPAN, "amplitude": Number(at_least=0, at_most=1), "phase_s": Number(at_least=-1e9, at_most=1e9),
+    },
     "uniform": {},
     "inf": {},
 }
@@ -120,7 +124,7 @@ ARRIVAL_ALIASES = {"deterministic": "uniform", "constant": "uniform", "mmpp": "o
 LENGTHS: Mapping[str, Table] = {
     "fixed": {"tokens": TOKENS},
     "lognormal": {
-        "mean": Number(at_least=1, at_most=10**8), "cv": POSITIVE, "sigma": POSITIVE, "min": TOKENS, "max": TOKENS,
+        "mean": Number(at_least=1, at_most=10**8), "cv": SPREAD, "sigma": SPREAD, "min": TOKENS, "max": TOKENS,
     },
     "uniform": {"low": TOKENS, "high": TOKENS},
     "empirical": {

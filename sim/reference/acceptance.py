@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sim.reference.checkpoint import SHIPPED, load
 from sim.reference.decoding import Generation, Tokens, decode
 from sim.reference.replay import (
     acceptance_probabilities,
@@ -24,6 +25,8 @@ from sim.reference.replay import (
     survival_vector,
 )
 from sim.reference.sampling import Floats, Sampler
+from sim.reference.tokenizer import read_tokenizer
+from sim.reference.training.corpus import split_corpus
 from sim.reference.transformer import Transformer
 from sim.reference.twins import autoregressive, speculative
 
@@ -188,6 +191,27 @@ def prompts_of(ids: Sequence[int], count: int, tokens: int) -> list[Tokens]:
     """``count`` prompts spread evenly over a text."""
     starts = np.linspace(0, len(ids) - tokens, count).astype(int)
     return [np.asarray(ids[s : s + tokens], dtype=np.int64) for s in starts]
+
+
+def forecast_family(folder: Path = SHIPPED, prompts: int = 64) -> list[Forecast]:
+    """The recorded table ``family/forecasts.csv``: three pairs, temperatures 1 and 0, gamma 1 to 8, prompts of 32
+    tokens from held-out text A (measured acceptance) and B (measured rounds), 128 tokens each; 75 CPU seconds.
+    """
+    words, split = read_tokenizer(SHIPPED / "tokenizer.json"), split_corpus()
+    texts = (words.encode("".join(part)) for part in (split.held_out_a, split.held_out_b))
+    first, second = (prompts_of(ids, prompts, 32) for ids in texts)
+    primary, nested = load(folder / "primary"), load(folder / "matformer")
+    pairs = {
+        ("primary", "drafter"): (primary, load(folder / "drafter")),
+        ("primary", "drafter-distilled"): (primary, load(folder / "drafter-distilled")),
+        ("matformer", "matformer@64"): (nested, nested.sliced(64)),
+    }
+    return [
+        row
+        for names, (target, draft) in pairs.items()
+        for temperature in (1.0, 0.0)
+        for row in forecasts(target, draft, first, second, temperature=temperature, names=names)
+    ]
 
 
 def write_forecasts(rows: Iterable[Forecast], path: Path) -> None:

@@ -1,7 +1,7 @@
 """What the running batch will hold at every future decode round.
 
-A buffer of integer totals, one row per channel: bytes of KV cache, decoding seats, then what the policy
-declares (tokens read, pairs, catch-up positions ...). Admission adds a sequence's arrays, preemption takes the rest of them back.
+A buffer of integer totals, one row per channel: bytes of KV cache, decoding seats, then what the policy declares
+(tokens read, pairs, catch-up positions ...). Admission adds a sequence's arrays, preemption takes the rest back.
 Rounds are counted from the start of the replica and only decode rounds count.
 """
 

@@ -266,7 +266,7 @@ class Replica:
         setup, horizon = self.setup, self.horizon
         if plan.chunks or self.crowded or setup.stepping:
             return 1
-        if setup.prompt_ends or self.ready or len(self.waiting):
+        if setup.prompt_ends or self.ready or self.prefilling or len(self.waiting):
             rounds = horizon.rounds_to_end()
         else:
             rounds = min(horizon.last_end - horizon.round, self.reach)
