@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,12 +22,31 @@ app = typer.Typer(
 )
 trace_app = typer.Typer(help="Look at traces.", no_args_is_help=True)
 app.add_typer(trace_app, name="trace")
+reference_app = typer.Typer(help="Run small models for real: the witness.", no_args_is_help=True)
+app.add_typer(reference_app, name="reference")
 
 File = Annotated[str, typer.Argument(help="A scenario: a YAML file, or the name of a shipped one.", show_default=False)]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. --set policy.gamma=3.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from sim._version import __version__
+
+        typer.echo(f"decodesim {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """How fast, how dear and how hot an LLM service will be under real traffic, and why."""
 
 
 @app.command()
@@ -52,7 +72,8 @@ def run(
     check_target(Path(folder), overwrite=overwrite)
     with show.progress(scenario, hidden=quiet or as_json) as tick:
         result = _named(file, lambda: simulate(built, progress=tick))
-    saved = result.save(folder, overwrite=overwrite, detailed=detailed)
+    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    saved = result.save(folder, overwrite=overwrite, detailed=detailed, date=now)
     if as_json:
         typer.echo(dump_json(result.metrics))
     else:
@@ -221,6 +242,58 @@ def compare(
     if out is not None:
         save_comparison(comparison, out, overwrite=overwrite)
     show.as_json(as_table(comparison)) if as_json else show.comparison(comparison)
+
+
+@app.command()
+def validate(
+    only: Annotated[str | None, typer.Option(help="Comparisons: counts,tokens,distribution,seconds.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold the simulator against really run models: counts, tokens, distribution, seconds. Exit status 1 on failure."""
+    from sim import show
+    from sim.validate import COMPARISONS, chosen
+    from sim.validate import validate as compare_all
+
+    rows = compare_all(chosen(only) if only is not None else COMPARISONS)
+    show.as_json([{**vars(r), "passed": r.passed} for r in rows]) if as_json else show.validation(rows)
+    if not all(r.passed for r in rows):
+        raise typer.Exit(1)
+
+
+@reference_app.command("models")
+def reference_models(as_json: AsJson = False) -> None:
+    """List the models that can be run for real."""
+    from sim import show
+    from sim.validation.models import known
+
+    rows = [
+        {"name": k.name, "installed": k.path is not None, "path": k.path and str(k.path), "about": k.about}
+        for k in known().values()
+    ]
+    show.as_json(rows) if as_json else show.witnesses(rows)
+
+
+@reference_app.command("run")
+def reference_run(
+    model: Annotated[str, typer.Option(help="A name from `decodesim reference models`, a folder or a .gguf file.")],
+    policy: Annotated[str, typer.Option(help="autoregressive or speculative.")] = "speculative",
+    prompt: Annotated[str, typer.Option(help="Text to go on from.")] = "It is a truth universally acknowledged, that",
+    draft: Annotated[str, typer.Option(help="The model that drafts.")] = "drafter",
+    gamma: Annotated[int, typer.Option(min=1, max=64, help="Drafted tokens a round.")] = 4,
+    tokens: Annotated[int, typer.Option(min=1, max=4096, help="Tokens to write.")] = 48,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: greedy.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Decode for real: accepted drafts green, rejected red (or [kept] <lost>), the simulator's prediction beside."""
+    from sim import show
+    from sim.validation.beside import Run, run_beside
+
+    transcript, pairs = run_beside(Run(model, policy, prompt, draft, gamma, tokens, temperature, seed))
+    if as_json:
+        show.as_json({"text": transcript.text, "tokens": transcript.tokens, "passes": transcript.passes, "pairs": pairs})
+    else:
+        show.decoding(transcript, pairs)
 
 
 class _Parts:

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from analysis.compare import Comparison
     from sim.analytic.model import ModelShape
     from sim.ask import Explanation
+    from sim.reference.cli_view import Transcript
     from sim.run import Result
     from sim.scenario import Scenario
+    from sim.validation.beside import Pair
+    from sim.validation.row import Row
 
 EVERY = 256  # arrivals between two looks at the progress bar
 
@@ -282,3 +285,34 @@ def comparison(comparison: Comparison) -> None:
     console().print(f"{c.requests} paired requests; intervals from {c.method}")
     for note in c.notes:
         console().print(f"note: {note}")
+
+
+def validation(rows: list[Row]) -> None:
+    """The table of `validate`, and one sentence."""
+    grid("simulator against witness", ["quantity", "simulated", "measured", "error", "threshold", "verdict"], [
+        [r.quantity, r.simulated, r.measured, _signed(r.error), f"{r.threshold:.2%}", "ok" if r.passed else "FAILED"]
+        for r in rows
+    ])  # fmt: skip
+    failed = sum(not r.passed for r in rows)
+    console().print(f"{failed} of {len(rows)} failed" if failed else f"all {len(rows)} hold")
+
+
+def _signed(share: float) -> str:
+    return "-" if math.isnan(share) else f"{share:+.2%}" if share else "0"
+
+
+def witnesses(rows: list[dict[str, Any]]) -> None:
+    """The list of models that can be run for real."""
+    grid("models that run for real", ["name", "installed", "what"], [
+        [r["name"], "yes" if r["installed"] else "no", r["about"]] for r in rows
+    ])  # fmt: skip
+
+
+def decoding(transcript: Transcript, pairs: list[Pair]) -> None:
+    """The classic figure of one run, and what the simulator says of it."""
+    from sim.reference.cli_view import render
+
+    out = console()
+    out.print(render(transcript, colour=out.color_system is not None), soft_wrap=True)
+    out.print()
+    grid("", ["", "simulated", "measured", ""], [[p.quantity, p.simulated, p.measured, p.note] for p in pairs])
