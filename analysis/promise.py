@@ -28,7 +28,7 @@ def judge(requests: Columns, slo: Any) -> list[dict[str, Any]]:
     """Each objective with the value at its percentile of requests, and whether it was met.
 
     The percentile is over requests that have the metric; a request that was rejected or failed has none, and is counted
-    by attainment instead. No value: not met.
+    by attainment instead. TPOT of answers of one token does not exist and is met; any other missing value is not.
     """
     verdicts = []
     for name in LIMITED:
@@ -37,7 +37,7 @@ def judge(requests: Columns, slo: Any) -> list[dict[str, Any]]:
             continue
         values = known(requests, name)
         value = float(np.percentile(values, slo.percentile)) if len(values) else None
-        met = value is not None and value <= limit
+        met = value <= limit if value is not None else name == "tpot_ms" and len(known(requests, "ttft_ms")) > 0
         verdicts.append(
             {"metric": name, "limit": limit, "percentile": slo.percentile, "value": value, "met": met}
         )

@@ -119,12 +119,17 @@ def energy(run: Run, duration_s: float, output_tokens: int) -> dict[str, float |
 
 
 def money(run: Run, duration_s: float, prompt_tokens: int, output_tokens: int) -> dict[str, Any]:
-    """Rent of all devices from start to end; each price a million tokens puts the whole bill on those tokens."""
+    """Rent of all devices from start to end; each price a million tokens puts the whole bill on those tokens.
+
+    ``offline``: everything arrived at once (``rate: inf``), so that the makespan and the bill are the answer.
+    """
     device = run.built.device
     devices = run.scenario.replicas * run.built.layout.devices
     hourly = device.usd_per_hour
     total = None if hourly is None else hourly * devices * duration_s / 3600
+    arrivals = run.request_columns["arrival_ns"]
     return {
+        "offline": len(arrivals) > 1 and not np.any(arrivals),
         "usd": total,
         "usd_per_device_hour": hourly,
         "price": device.price_note,

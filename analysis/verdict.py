@@ -29,12 +29,31 @@ def sentence(found: dict[str, Any]) -> str:
     """The same from ``summary.json``."""
     if not found["phases"]:
         return "Nothing ran: no request was served."
-    return f"{_promise(found)}; {_bound(found)}; {_next(found)}."
+    promise = _promise(found)
+    if _is_offline(found):
+        promise = f"{_job(found)}; {promise[:1].lower()}{promise[1:]}"
+    return f"{promise}; {_bound(found)}; {_next(found)}."
+
+
+def _job(found: dict[str, Any]) -> str:
+    """Makespan and bill of an offline job, which are what it was run for."""
+    bill = "" if found["cost"]["usd"] is None else f" for ${_figure(found['cost']['usd'])}"
+    return f"Finishes {found['requests']['finished']:,} requests in {_figure(found['duration_s'])} s{bill}"
+
+
+def _is_offline(found: dict[str, Any]) -> bool:
+    return bool(found.get("cost", {}).get("offline"))
+
+
+def _figure(value: float) -> str:
+    """Three digits that matter, and no exponent for people."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _promise(found: dict[str, Any]) -> str:
     if not found["slo"]:
-        return f"Serves {found['requests']['finished']} requests in {found['duration_s']:.3g} s; no objective was set"
+        served = f"{found['requests']['finished']:,} requests in {_figure(found['duration_s'])} s"
+        return f"Serves {served}; no objective was set"
     kept = [_objective(one) for one in found["slo"] if one["met"]]
     missed = [_objective(one) for one in found["slo"] if not one["met"]]
     if not missed:
@@ -44,7 +63,7 @@ def _promise(found: dict[str, Any]) -> str:
 
 def _objective(one: dict[str, Any]) -> str:
     name = one["metric"].removesuffix("_ms").upper()
-    value = "no value" if one["value"] is None else f"{one['value']:.3g} ms"
+    value = "no value" if one["value"] is None else f"{_figure(one['value'])} ms"
     return f"{name} p{one['percentile']:g} <= {one['limit']:g} ms ({value})"
 
 
@@ -65,4 +84,6 @@ def _next(found: dict[str, Any]) -> str:
         return f"the backlog grows, with {name} in use for {share:.0%}"
     if share > 0.9:
         return f"{name} is nearly saturated ({share:.0%} in use)"
-    return f"before {1 / share:.2g} times this rate {name} saturates next ({share:.0%} in use)"
+    if _is_offline(found):
+        return f"{name} saturates next ({share:.0%} in use)"
+    return f"before {_figure(float(f"{1 / share:.2g}"))} times this rate {name} saturates next ({share:.0%} in use)"

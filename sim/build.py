@@ -120,10 +120,10 @@ def _with_draft(spec: Any, target: ModelShape) -> Any:
     if getattr(plugin, "draft", None) != "auto" or options.get("draft", "auto") != "auto":
         return spec
     shapes = (load_shape(name, "policy.draft") for name in models.names())
-    most = target.total_parameters // 4
+    most = target.total_parameters // 2
     fit = [s for s in shapes if _may_draft(s, target) and s.total_parameters <= most]
     if not fit:
-        asked = f"the vocabulary of {target.name} ({target.vocab} tokens) and at most a quarter of its parameters"
+        asked = f"the vocabulary of {target.name} ({target.vocab} tokens) and at most half of its parameters"
         raise ValueError(f"policy.draft: 'auto': no shipped model has {asked}; name one")
     return {**options, "draft": min(fit, key=lambda s: s.total_parameters).name}
 

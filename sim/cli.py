@@ -296,6 +296,26 @@ def reference_run(
         show.decoding(transcript, pairs)
 
 
+@reference_app.command("betas")
+def reference_betas(
+    out: Annotated[str, typer.Option(help="CSV file to write; `acceptance: {kind: empirical, betas: FILE}` reads it.")],
+    model: Annotated[str, typer.Option(help="The target: one of the shipped family.")] = "primary",
+    draft: Annotated[str, typer.Option(help="The draft, likewise.")] = "drafter",
+    prompts: Annotated[int, typer.Option(min=1, max=1000, help="Prompts of held-out text A.")] = 40,
+    tokens: Annotated[int, typer.Option(min=2, max=220, help="Tokens to write after each.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of target and draft; 0: greedy.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+) -> None:
+    """Measure, token by token, how likely a draft would have been kept."""
+    from sim.reference.replay import mean_beta
+    from sim.validation.models import named
+    from sim.validation.tokens import held_out, measure_betas, write_betas
+
+    found = measure_betas(named(model), named(draft), held_out("a", prompts), tokens, temperature, seed)
+    write_betas(found, Path(out))
+    typer.echo(f"wrote {out}: {sum(map(len, found)):,} tokens of {len(found)} texts, alpha {mean_beta(found):.4f}")
+
+
 class _Parts:
     """What explain and roofline need of a scenario; encoder models included, which no run serves."""
 

@@ -178,7 +178,8 @@ def _outcome(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """What the run delivered and what it took; None where a value does not exist."""
     requests, throughput, goodput = metrics["requests"], metrics["throughput"], metrics["goodput"] or {}
     yield from ((name, count) for name, count in requests.items() if name in ("arrived", "finished") or count)
-    yield "duration (s)", metrics["duration_s"]
+    offline = metrics["cost"]["offline"]
+    yield "makespan (s)" if offline else "duration (s)", metrics["duration_s"]
     yield "requests per second", throughput["requests_per_s"]
     yield "output tokens per second", throughput["output_tokens_per_s"]
     yield "goodput (requests/s within the SLO)", goodput.get("requests_per_s")
@@ -190,6 +191,7 @@ def _outcome(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "draft tokens accepted", _percent(metrics["acceptance"]["draft_acceptance_rate"])
     yield "joules per output token", metrics["energy"]["joules_per_output_token"]
     yield "mean power (W)", metrics["energy"]["mean_W"]
+    yield "dollars", metrics["cost"]["usd"]
     yield "dollars per million output tokens", metrics["cost"]["usd_per_million_output_tokens"]
 
 

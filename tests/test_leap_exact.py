@@ -87,6 +87,15 @@ def test_parked_sequences(budget: int) -> None:
     assert differences(case) == []
 
 
+def test_a_half_read_prompt_waits_for_an_end() -> None:
+    """Four decodes take the whole budget while a prompt is half read: it goes on at the first end, not at the last."""
+    requests = (*(Request(i, 0, 1, 5 + 9 * i, 1 + (i == 2)) for i in range(3)), Request(3, 0, 5, 1))
+    case = Case(Autoregressive(), Chunked(4, 8), requests)
+    assert differences(case) == []
+    told = run_engine(case)[0]
+    assert told.requests[0][4] < told.requests[3][4] < told.requests[1][4]
+
+
 @pytest.mark.parametrize("think_s, exponential", [(0.0, False), (2e-5, False), (5e-5, True)])
 @pytest.mark.parametrize("policy", [Autoregressive(), Speculative("d", 2, 0.9)], ids=label)
 def test_closed_loop(policy: Any, think_s: float, exponential: bool) -> None:
