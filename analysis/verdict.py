@@ -86,4 +86,5 @@ def _next(found: dict[str, Any]) -> str:
         return f"{name} is nearly saturated ({share:.0%} in use)"
     if _is_offline(found):
         return f"{name} saturates next ({share:.0%} in use)"
-    return f"before {_figure(float(f"{1 / share:.2g}"))} times this rate {name} saturates next ({share:.0%} in use)"
+    times = float(f"{1 / share:.2g}")
+    return f"before {_figure(times)} times this rate {name} saturates next ({share:.0%} in use)"
