@@ -138,9 +138,10 @@ class SlowReplica:
         return total
 
     def group(self, prompt: int, tokens: Iterable[int]) -> int:
-        """Samples of one prompt hold its full blocks once."""
-        tokens = list(tokens)
-        once = 0 if self.setup.kv.mode == "reserved" else self.kv(prompt - prompt % self.setup.kv.block_tokens)
+        """Samples of one prompt hold its full blocks once, where no window moves past them."""
+        tokens, book = list(tokens), self.setup.kv
+        whole = prompt // book.block_tokens * book.block_tokens
+        once = 0 if book.mode == "reserved" else sum(whole * s.token_bytes for s in book.spans if s.window is None)
         return sum(self.kv(t) for t in tokens) - (len(tokens) - 1) * once
 
     def _hold(self, job: Job) -> int:

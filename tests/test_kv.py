@@ -109,7 +109,6 @@ def test_reserved_serves_fewer_at_once() -> None:
     assert most == {"paged": 8, "reserved": 2}
 
 
-@pytest.mark.xfail(reason="windowed pools count the prompt's blocks as shared for ever", strict=True)
 def test_a_window_frees_what_samples_shared() -> None:
     """Two samples that have moved a window past their prompt share nothing: each holds a window of its own."""
     book = KvBudget(10**9, (Span(1, 9),), block_tokens=4)

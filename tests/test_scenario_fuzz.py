@@ -108,7 +108,7 @@ def test_the_scenarios_to_be_damaged_are_whole(base: dict[str, Any]) -> None:
 
 
 @given(place=st.sampled_from(PLACES), value=HOSTILE)
-@settings(max_examples=2500, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 def test_one_hostile_value(place: tuple[int, tuple[Any, ...]], value: Any) -> None:
     """Any value of a good scenario replaced by any other."""
     number, path = place
@@ -121,7 +121,7 @@ def test_one_hostile_value(place: tuple[int, tuple[Any, ...]], value: Any) -> No
 
 
 @given(place=st.sampled_from(PLACES), key=st.text(max_size=10), value=VALUES)
-@settings(max_examples=600, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 def test_one_key_too_many(place: tuple[int, tuple[Any, ...]], key: str, value: Any) -> None:
     """A key that was not there, anywhere."""
     number, path = place

@@ -15,6 +15,7 @@ from typing import Protocol
 from sim.request import Sequence
 
 ORDERS = ("fcfs", "shortest_prompt", "priority")
+MOST = 1 << 20
 
 
 @dataclass(slots=True)
@@ -47,7 +48,10 @@ class View(Protocol):
 class Scheduler(Protocol):
     """What the replica asks of a scheduler."""
 
-    order: str
+    @property
+    def order(self) -> str:
+        """How requests queue: one of ORDERS."""
+        ...
 
     def decode_seats(self, tokens_per_round: int) -> int:
         """How many sequences may decode in one round; the rest wait in order of admission."""
@@ -58,13 +62,11 @@ class Scheduler(Protocol):
         ...
 
 
-def check_order(order: str) -> None:
-    """Raise ValueError unless ``order`` is a queue order."""
-    if order not in ORDERS:
-        raise ValueError(f"scheduler.order: {order!r} is not one of {', '.join(ORDERS)}")
-
-
-def check_count(key: str, value: object, most: int = 1 << 20) -> None:
-    """Raise ValueError unless ``value`` is a whole number from 1 to ``most``."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise ValueError(f"scheduler.{key}: {value!r} is not a whole number from 1 to {most}")
+def check(scheduler: Scheduler) -> None:
+    """Raise ValueError unless a scheduler's order is one of ORDERS and its limits are whole numbers."""
+    if scheduler.order not in ORDERS:
+        raise ValueError(f"scheduler.order: {scheduler.order!r} is not one of {', '.join(ORDERS)}")
+    for key in ("token_budget", "max_sequences"):
+        value = getattr(scheduler, key, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
+            raise ValueError(f"scheduler.{key}: {value!r} is not a whole number from 1 to {MOST}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sim.request import Sequence
-from sim.schedulers import Plan, View, check_count, check_order
+from sim.schedulers import Plan, View, check
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,7 @@ class Chunked:
     order: str = "fcfs"
 
     def __post_init__(self) -> None:
-        check_count("token_budget", self.token_budget)
-        check_count("max_sequences", self.max_sequences)
-        check_order(self.order)
+        check(self)
 
     def decode_seats(self, tokens_per_round: int) -> int:
         """As many as the budget holds."""

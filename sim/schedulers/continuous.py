@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sim.schedulers import Plan, View, check_count, check_order
+from sim.schedulers import Plan, View, check
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,7 @@ class Continuous:
     order: str = "fcfs"
 
     def __post_init__(self) -> None:
-        check_count("token_budget", self.token_budget)
-        check_count("max_sequences", self.max_sequences)
-        check_order(self.order)
+        check(self)
 
     def decode_seats(self, tokens_per_round: int) -> int:
         """Everybody who runs may decode."""

@@ -83,11 +83,16 @@ class KvBudget:
             return 0
         return prompt // self.block_tokens * self.block_tokens
 
+    def shared_bytes(self, prompt: int, samples: int) -> int:
+        """Bytes of the blocks that samples of one prompt share. A windowed pool shares none: its blocks move on."""
+        whole = sum([span.token_bytes for span in self.spans if span.window is None])
+        return whole * self.shared_tokens(prompt, samples)
+
     def group_bytes(self, prompt: int, contexts: list[int]) -> int:
         """Bytes held by the running samples of one prompt, given the tokens that each has cached."""
         if len(contexts) == 1:
             return self.bytes_of(contexts[0])
-        shared = self.bytes_of(self.shared_tokens(prompt, len(contexts)))
+        shared = self.shared_bytes(prompt, len(contexts))
         return shared + sum(self.bytes_of(c) - shared for c in contexts)
 
     def most_bytes(self, prompt: int, output: int, samples: int) -> int:

@@ -204,7 +204,7 @@ class Replica:
         """Draw the future of every running sample and add up what the horizon will carry for them."""
         setup, request = self.setup, sequence.request
         futures, parts = [], []
-        shared = setup.kv.bytes_of(setup.kv.shared_tokens(request.prompt, sequence.seats))
+        shared = setup.kv.shared_bytes(request.prompt, sequence.seats)
         for member in sequence.members:
             draws = setup.luck.of(request.id, member.sample)
             future = setup.policy.future(draws, member.round, request.output - member.emitted)
