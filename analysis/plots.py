@@ -172,7 +172,9 @@ def _dots(axes: Axes, points: Sequence[Point], phase: str, colour: str) -> None:
         names = list(dict.fromkeys(p.op for p in here))
         label = ", ".join(names[:3]) + (f" +{len(names) - 3}" if len(names) > 3 else "")
         at = here[0].intensity, here[0].attained_flops
-        axes.annotate(label, at, (8, -12), **_OFFSET, fontsize=7, color=colour)
+        inward = axes.transAxes.inverted().transform(axes.transData.transform(at))[0] > 0.8
+        side = "right" if inward else "left"
+        axes.annotate(label, at, (-8 if inward else 8, -12), **_OFFSET, fontsize=7, color=colour, ha=side)
 
 
 def _legend(axes: Axes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +87,7 @@ class Explanation:
     decode_joules: float
     causes: Mapping[str, Mapping[str, float]]
     ops: tuple[OpView, ...]
+    points: tuple[OpView, ...]
     limits: tuple[Limit, ...]
     notes: tuple[str, ...]
 
@@ -147,12 +148,13 @@ def explain(
         decode_joules=float(cost.joules(works["decode"])),
         causes={phase: {k: float(v) for k, v in cost.causes(work).items()} for phase, work in works.items()},
         ops=tuple(point for phase, work in works.items() for point in view(cost, work, phase)),
+        points=tuple(roofline_points(cost, works)),
         limits=_limits(cost, prompt, context, fits, engine),
         notes=_notes(cost, works.values()),
     )
 
 
-def roofline_points(cost: PassCost, works: Mapping[str, Work]) -> list[OpView]:
+def roofline_points(cost: PassCost, works: Mapping[Any, Work]) -> list[OpView]:
     """The kernels of several passes, each labelled by its key; none lies above the roof.
 
     Fused ops are one point, named after the kernel, since they overlap; FLOPs are those of the matrix products where

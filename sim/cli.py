@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from sim.ask import Explanation
     from sim.build import Built
     from sim.scenario import Scenario
 
@@ -95,13 +96,8 @@ def explain(
 ) -> None:
     """No simulation: memory, KV capacity, intensity and bound of every op, and what saturates first."""
     from sim import show
-    from sim.ask import explain as ask
 
-    parts = _parts(file, set_)
-    answer = _named(file, lambda: ask(
-        parts.shape, parts.device, parts.precision, parts.layout, engine=parts.engine,
-        memory_fraction=parts.memory_fraction, batch=batch, prompt=prompt, context=context, draft=parts.draft,
-    ))  # fmt: skip
+    answer, _ = _explained(file, set_, batch, prompt, context)
     show.as_json(answer) if as_json else show.explanation(answer)
 
 
@@ -117,14 +113,9 @@ def roofline(
     """Draw the device's roofline with a dot for every op in prefill and decode."""
     from analysis.plots import roofline as draw
     from analysis.plots import save_figure
-    from sim.ask import explain as ask
 
-    parts = _parts(file, set_)
-    answer = _named(file, lambda: ask(
-        parts.shape, parts.device, parts.precision, parts.layout, engine=parts.engine,
-        memory_fraction=parts.memory_fraction, batch=batch, prompt=prompt, context=context, draft=parts.draft,
-    ))  # fmt: skip
-    save_figure(draw(answer.ops, parts.device, title=f"{answer.model} on {answer.device}, batch {batch}"), plot)
+    answer, parts = _explained(file, set_, batch, prompt, context)
+    save_figure(draw(answer.points, parts.device, title=f"{answer.model} on {answer.device}, batch {batch}"), plot)
     typer.echo(f"wrote {plot}")
 
 
@@ -336,6 +327,20 @@ class _Parts:
         )  # fmt: skip
         self.memory_fraction = built.scenario.kv.memory_fraction
         self.draft = built.costs[1] if len(built.costs) > 1 else None
+
+
+def _explained(
+    file: str, settings: list[str] | None, batch: int, prompt: int, context: int
+) -> tuple[Explanation, _Parts]:
+    """The answer of `explain` for a scenario, and what it was asked about."""
+    from sim.ask import explain as ask
+
+    parts = _parts(file, settings)
+    answer: Explanation = _named(file, lambda: ask(
+        parts.shape, parts.device, parts.precision, parts.layout, engine=parts.engine,
+        memory_fraction=parts.memory_fraction, batch=batch, prompt=prompt, context=context, draft=parts.draft,
+    ))  # fmt: skip
+    return answer, parts
 
 
 def _parts(file: str, settings: list[str] | None) -> _Parts:

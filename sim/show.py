@@ -64,7 +64,8 @@ def _bar(hidden: bool) -> Progress:
     columns = (
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     )  # fmt: skip
-    return Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden)
+    err = Console(stderr=True)
+    return Progress(*columns, console=err, transient=True, disable=hidden or not err.is_terminal)
 
 
 def _expected(spec: Mapping[str, Any]) -> int | None:
@@ -219,7 +220,7 @@ def explanation(answer: Explanation) -> None:
     ])  # fmt: skip
     out.print()
     rows = [
-        [o.op, o.phase, o.flops / 1e9, o.hbm_bytes / 1e6, o.intensity, o.seconds * 1e6, o.bound] for o in answer.ops
+        [o.op, o.phase, o.flops / 1e9, o.hbm_bytes / 1e6, o.intensity, o.seconds * 1e6, o.bound] for o in answer.ops if o.flops or o.hbm_bytes
     ]
     grid("ops", ["op", "phase", "GFLOP", "HBM MB", "FLOP/byte", "us", "bound"], rows)
     out.print()

@@ -84,8 +84,8 @@ def _fast(table: _Table, block: Block) -> Rows | None:
     extras = {key: _arrow_extra(table, key, get[name]) for key, name in table.extras.items()}
     return Rows(
         lines=np.arange(block.first_line, block.first_line + lines, dtype=np.int64),
-        prompt=get[table.layout.prompt].to_numpy(),
-        output=get[table.layout.output].to_numpy(),
+        prompt=_plain(get[table.layout.prompt]),
+        output=_plain(get[table.layout.output]),
         arrival_ns=arrival,
         keys=table.keys,
         epoch=table.unit == "date",
@@ -132,19 +132,24 @@ def _arrow_ns(column: Any, unit: str) -> Ints | None:
     import pyarrow as pa
 
     if unit in ("date", "ns"):
-        exact: Ints = column.cast(pa.int64()).to_numpy()
+        exact: Ints = _plain(column.cast(pa.int64()))
         return exact
-    stamps = seconds_to_ns(column.to_numpy(), NS_PER[unit])
+    stamps = seconds_to_ns(_plain(column), NS_PER[unit])
     return stamps.astype(np.int64) if fits_int64(stamps).all() else None
+
+
+def _plain(column: Any) -> Any:
+    """A column without nulls as an array; `to_numpy` would import pandas, which takes longer than to read a trace."""
+    return np.from_dlpack(column.combine_chunks())
 
 
 def _arrow_extra(table: _Table, key: str, column: Any) -> Ints:
     if key != "session":
-        values: Ints = column.to_numpy()
+        values: Ints = _plain(column)
         return values
     coded = column.combine_chunks().dictionary_encode()
     numbers = np.array([table.ids.number(name) for name in coded.dictionary.to_pylist()], np.int64)
-    picked: Ints = numbers[coded.indices.to_numpy()]
+    picked: Ints = numbers[np.from_dlpack(coded.indices)]
     return picked
 
 

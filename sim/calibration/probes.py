@@ -28,7 +28,8 @@ Probe = Callable[[Stopwatch], float]
 STREAM_MB = (1, 2, 4, 8, 16, 32, 64, 128)
 RATES = ((64, 256, 768), (256, 512, 2048), (256, 1024, 1024))  # rows, k, n
 PACKS = ((4, 256, 768), (4, 512, 2048), (8, 576, 3072))
-LAYER = (64, 384, 1024, 6, 2, 64)  # rows, width, ffn, heads, KV heads, head width
+LAYER = (384, 1024, 6, 2, 64)  # width, ffn, heads, KV heads, head width
+LAYER_ROWS = (1, 97)
 CACHES = ((1, 4, 4, 32), (1, 8, 2, 64), (8, 8, 4, 32))  # sequences, heads, KV heads, head width
 SQUARES = ((1, 8, 4, 32), (1, 6, 2, 64))
 CONTEXTS = (64, 512)
@@ -52,7 +53,7 @@ def all_probes() -> dict[str, Probe]:
         **stream_probes(),
         **rate_probes(),
         **{f"pack.{m}.{k}.{n}": _product(m, k, n) for m, k, n in PACKS},
-        "layer": _elementwise(*LAYER),
+        **{f"layer.{rows}": _elementwise(rows, *LAYER) for rows in LAYER_ROWS},
         **{f"cache.{i}.{length}": _cache(*kind, length) for i, kind in enumerate(CACHES) for length in CONTEXTS},
         **{f"square.{i}.{n}": _square(*kind, n) for i, kind in enumerate(SQUARES) for n in SQUARE},
         **{f"empty.{layers}.{batch}": _empty(layers, batch) for layers, batch in EMPTY},

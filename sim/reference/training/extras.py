@@ -35,10 +35,7 @@ class Medusa(nn.Module):
     def __init__(self, c: NetConfig, seed: int) -> None:
         super().__init__()
         self.heads = nn.ModuleList(MedusaHead(c) for _ in range(MEDUSA_HEADS))
-        # The state is of size 1/sqrt(d) (see nets.initialise): start the heads as if it were of size 1.
-        generator = torch.Generator().manual_seed(seed)
-        for p in self.parameters():
-            nn.init.normal_(p, 0.0, 0.5, generator=generator)
+        initialise(self, torch.Generator().manual_seed(seed))
 
     def forward(self, h: Tensor, primary: Llama) -> list[Tensor]:
         """[B, T, d] -> K logits [B, T, V]."""

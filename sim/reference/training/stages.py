@@ -117,16 +117,18 @@ def train_medusa(run: Run) -> StageLog:
     """Medusa-1: heads on the frozen primary, losses weighted 1, 0.8, 0.64, 0.512."""
     primary = load_llama(run.out / "primary")
     heads = Medusa(c.PRIMARY, run.seed)
+    # The state is of size 1/sqrt(d) (nets.initialise); Muon's steps suit inputs of size 1, so the factor is folded in last.
+    unit = c.PRIMARY.hidden_size**0.5
 
     def loss(x: Tensor, y: Tensor, _step: int) -> Tensor:
-        h = primary.model.norm(primary.states(x)[-1])
+        h = primary.model.norm(primary.states(x)[-1]) * unit
         total = torch.zeros(())
         for k, logits in enumerate(heads(h, primary), start=1):
             total = total + MEDUSA_LOSS_DECAY ** (k - 1) * cross_entropy(logits[:, :-k], y[:, k:])
         return total
 
     log = run.fit("medusa", [heads], loss)
-    save_folder(run.out / "medusa", medusa_config(), heads.state_dict())
+    save_folder(run.out / "medusa", medusa_config(), {k: t * unit for k, t in heads.state_dict().items()})
     return log
 
 
