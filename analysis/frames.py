@@ -62,6 +62,10 @@ class Run(Protocol):
         """See analysis/metrics.py."""
         ...
 
+    def process_cpu_s(self) -> float:
+        """CPU seconds of this process up to now, its start included."""
+        ...
+
     def bare_events_per_s(self) -> float:
         """Bare SimPy events per CPU second of this machine, measured now."""
         ...

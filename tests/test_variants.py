@@ -51,7 +51,7 @@ def test_a_list_of_names_and_options_builds_variants(package: str) -> None:
     [
         ("shallow", "must be a list"),
         ({"shallow": {}}, "must be a list"),
-        (["shalow"], r"variants\[0\]: 'shalow' .* did you mean 'shallow'"),
+        (["shalow"], r"variants\[0\]: 'shalow': .* did you mean 'shallow'"),
         ([{"shallow": {"layer": 2}}], r"variants\[0\]\.layer: .* did you mean 'layers'"),
         (["shallow", 3], r"variants\[1\]: 3 must be a name"),
         ([{"shallow": 3}], r"variants\[0\]\.shallow: 3 must be a mapping"),

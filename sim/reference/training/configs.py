@@ -77,7 +77,7 @@ BUDGETS = {
     "drafter-tiny": Budget(800, 8e-3),
     "matformer": Budget(1100, 5e-3),
     "relu": Budget(900, 5e-3),
-    "medusa": Budget(1000, 3e-3),
+    "medusa": Budget(1000, 2e-2),
     "tandem": Budget(500, 3e-3),
     "ternary": Budget(700, 4e-3),
 }

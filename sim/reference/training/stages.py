@@ -117,7 +117,7 @@ def train_medusa(run: Run) -> StageLog:
     """Medusa-1: heads on the frozen primary, losses weighted 1, 0.8, 0.64, 0.512."""
     primary = load_llama(run.out / "primary")
     heads = Medusa(c.PRIMARY, run.seed)
-    # The state is of size 1/sqrt(d) (nets.initialise); Muon's steps suit inputs of size 1, so the factor is folded in last.
+    # The state is of size 1/sqrt(d) (nets.initialise) and Muon's steps suit size 1: the factor is folded in last.
     unit = c.PRIMARY.hidden_size**0.5
 
     def loss(x: Tensor, y: Tensor, _step: int) -> Tensor:
