@@ -29,6 +29,12 @@ from sim.serving.rounds import Rounds
 # Every policy of sim/policies with options that reach its corners; a new policy adds its line here.
 POLICIES: dict[str, list[dict[str, Any]]] = {
     "autoregressive": [{}],
+    "ngram": [
+        {"gamma": 4},
+        {"gamma": 3, "match": 0.6, "acceptance": 0.7},
+        {"gamma": 4, "match": {"start": 0.1, "end": 0.8, "tokens": 15}},
+        {"gamma": 2, "match": 1.0, "acceptance": {"kind": "survival", "vector": [1.0, 0.0]}},
+    ],
     "speculative": [
         {"draft": "d", "gamma": 1, "acceptance": 0.5},
         {"draft": "d", "gamma": 3, "acceptance": 0.8},

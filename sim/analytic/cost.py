@@ -74,6 +74,17 @@ class PassCost:
             total = total + piece.seconds(*columns)
         return total + self._loose(work, 0) if self._is_loose else total
 
+    def decode_line(self) -> tuple[Table, Table, tuple[AttentionCost, ...]] | None:
+        """All that a pass of decodes alone is made of: tables of tokens and of logit rows, a kernel by attention kind.
+
+        None where there is more to it (latent attention, an encoder, kernels that no table covers).
+        """
+        parts = tuple(part for _, part in self._decode)
+        whole = [kind for kind, _ in self._decode] == list(range(len(self.local.windows)))
+        odd = any(part.tile_s or part.onchip_tile_s or (part.floor_s and not part.pair_s) for part in parts)
+        more = odd or self._is_loose or self._is_latent or self.local.encoder
+        return (self._tokens, self._rows, parts) if parts and whole and not more else None
+
     def joules(self, work: Work) -> Array:
         """Dynamic joules of each round on all devices of the layout; NaN where the device's energy is unknown.
 

@@ -37,13 +37,15 @@ class Future(NamedTuple):
     """What one sample does in each of its decode rounds, shape [rounds] each.
 
     ``gains`` tokens emitted (the last one clipped to what was left to emit); ``offsets`` tokens gained before each
-    round; ``kept`` drafted tokens that verification accepts, before clipping; ``drafted`` tokens drafted.
+    round; ``kept`` drafted tokens that verification accepts, before clipping; ``drafted`` tokens drafted. ``noted``:
+    what the policy may leave to its own :meth:`Policy.rows`, which does without it too.
     """
 
     gains: IntArray
     offsets: IntArray
     kept: IntArray
     drafted: IntArray
+    noted: Any = None
 
 
 class Chunk(NamedTuple):
@@ -63,6 +65,11 @@ class Pass(NamedTuple):
 
 class Policy(Protocol):
     """What the engine asks of a policy. ``windows`` are the attention kinds of each model it runs, target first."""
+
+    @property
+    def name(self) -> str:
+        """What a scenario calls it."""
+        ...
 
     @property
     def tokens_per_round(self) -> int:
@@ -150,9 +157,13 @@ class Chunks:
 
     def part(self, windows: Windows) -> PromptPart:
         """Sum over the chunks, in whole numbers."""
-        pairs, reads = [], []
-        for window in windows:
-            pairs.append(sum([int(pairs_of(c.new, c.cached, window)) for c in self.chunks]))
-            reads.append(sum([int(reads_of(c.cached, window)) for c in self.chunks]))
-        tokens = sum([c.new for c in self.chunks])
-        return PromptPart(tokens, sum([c.last for c in self.chunks]), tuple(pairs), tuple(reads))
+        pairs, reads = [0] * len(windows), [0] * len(windows)
+        tokens = last = 0
+        for chunk in self.chunks:
+            cached, new, ends = chunk
+            tokens += new
+            last += ends
+            for kind, window in enumerate(windows):
+                pairs[kind] += int(pairs_of(new, cached, window))
+                reads[kind] += int(reads_of(cached, window))
+        return PromptPart(tokens, last, tuple(pairs), tuple(reads))

@@ -37,7 +37,8 @@ def survival_vector(spec: Any, gamma: int) -> NDArray[np.float64]:
         raise ValueError(f"policy.acceptance.kind: {kind!r} is not one of {', '.join(kinds)}")
     build, keys = kinds[kind]
     if set(spec) - {"kind"} != keys:
-        raise ValueError(f"policy.acceptance: kind {kind} takes {', '.join(sorted(keys))}, got {sorted(set(spec) - {'kind'})}")
+        given = sorted(set(spec) - {"kind"})
+        raise ValueError(f"policy.acceptance: kind {kind} takes {', '.join(sorted(keys))}, got {given}")
     return build(spec, gamma)
 
 
@@ -54,7 +55,8 @@ def _iid(spec: Mapping[str, Any], gamma: int) -> NDArray[np.float64]:
 def _measured(spec: Mapping[str, Any], gamma: int) -> NDArray[np.float64]:
     vector = spec["vector"]
     if not isinstance(vector, list | tuple) or len(vector) < gamma:
-        raise ValueError(f"policy.acceptance.vector: needs a list of at least gamma = {gamma} probabilities, got {vector!r}")
+        wanted = f"a list of at least gamma = {gamma} probabilities"
+        raise ValueError(f"policy.acceptance.vector: needs {wanted}, got {vector!r}")
     values = np.array([_probability(v, f"vector[{i}]") for i, v in enumerate(vector)])
     if np.any(np.diff(values) > 0):
         raise ValueError(f"policy.acceptance.vector: {vector!r} rises; P(at least k kept) cannot")
@@ -66,7 +68,7 @@ def _beta(spec: Mapping[str, Any], gamma: int) -> NDArray[np.float64]:
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0.0 < weight < float("inf"):
         raise ValueError(f"policy.acceptance.concentration: {weight!r} is not a positive number")
     i = np.arange(gamma)
-    return np.cumprod((mean * weight + i) / (weight + i))
+    return np.asarray(np.cumprod((mean * weight + i) / (weight + i)), dtype=np.float64)
 
 
 @dataclass(frozen=True, eq=False)

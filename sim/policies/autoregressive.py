@@ -17,6 +17,7 @@ class Autoregressive:
     name: ClassVar[str] = "autoregressive"
     tokens_per_round: ClassVar[int] = 1
     drafts: ClassVar[tuple[str, ...]] = ()
+    linear: ClassVar[bool] = True
 
     def future(self, draws: Draws, start: int, remaining: int) -> Future:
         """One token in each of ``remaining`` rounds."""

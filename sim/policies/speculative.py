@@ -26,6 +26,8 @@ class _Course(NamedTuple):
     kept: IntArray
     gains: IntArray
     total: IntArray
+    offsets: IntArray
+    behind: IntArray
     drafted: IntArray
 
 
@@ -36,6 +38,7 @@ class Speculative:
     """
 
     name: ClassVar[str] = "speculative"
+    linear: ClassVar[bool] = True
     draft: str = "auto"
     gamma: int = 4
     acceptance: Any = field(default=0.8)
@@ -81,16 +84,24 @@ class Speculative:
             row, courses = 0, self._long_course(draws, start, remaining)
         total = courses.total[row]
         rounds = int(total.searchsorted(remaining)) + 1
+        offsets = courses.offsets[row, :rounds]
         gains = courses.gains[row, :rounds].copy()
-        offsets = total[:rounds] - gains
-        gains[-1] -= int(total[rounds - 1]) - remaining
-        return Future(gains, offsets, courses.kept[row, :rounds], courses.drafted[row, :rounds])
+        gains[-1] = remaining - int(offsets[-1])
+        kept, drafted, behind = (c[row, :rounds] for c in (courses.kept, courses.drafted, courses.behind))
+        return Future(gains, offsets, kept, drafted, behind)
 
     def _course(self, u: NDArray[np.float64]) -> _Course:
         """What every round would keep and gain, and the running total; shapes [requests, rounds] like the draws."""
         kept = np.searchsorted(-self.survival, -u, side="left")
         gains = kept + 1
-        return _Course(kept, gains, gains.cumsum(axis=1), np.full_like(kept, self.gamma))
+        total = gains.cumsum(axis=1)
+        return _Course(kept, gains, total, total - gains, self._behind(kept), np.full_like(kept, self.gamma))
+
+    def _behind(self, kept: IntArray) -> IntArray:
+        """1 in rounds after one that kept every draft: the draft model has not seen its last token; shape kept."""
+        behind = np.zeros_like(kept)
+        np.equal(kept[..., :-1], self.gamma, out=behind[..., 1:], casting="unsafe")
+        return behind
 
     def _long_course(self, draws: Draws, start: int, remaining: int) -> _Course:
         guess = min(max(8, int(1.3 * remaining / self.expected_tokens)), remaining)
@@ -124,8 +135,7 @@ class Speculative:
     def rows(self, future: Future, context: int, windows: tuple[Windows, ...]) -> tuple[IntArray, ...]:
         """Context before each round; 1 where the draft must catch up; windowed reads and pairs where kinds differ."""
         before = future.offsets + context
-        behind = np.zeros_like(before)
-        np.equal(future.kept[:-1], self.gamma, out=behind[1:], casting="unsafe")
+        behind = self._behind(future.kept) if future.noted is None else future.noted
         rows: list[IntArray] = [before, behind, behind * before]
         for window in windows[0]:
             if window is not None:
@@ -164,27 +174,31 @@ class Speculative:
             return
         context, behind, behind_context = totals[:3]
         steps = _StepTotals(totals[3 + 2 * _windowed(windows[0]) :], self.gamma, windows[1])
-        first_reads = steps.pick(0, context - behind)
-        first_pairs = steps.pick(1, context + behind_context + seats)
+        first_reads = steps.at(0, 0, context - behind)
+        first_pairs = steps.at(0, 1, context + behind_context + seats)
         tokens = part.tokens + seats + behind
         yield Pass(1, Work(tokens, seats, first_pairs, first_reads, part.pairs, part.reads, part.tokens))
-        if self.gamma > 1:
-            step = np.arange(1, self.gamma)[:, None]
-            later = context + step * seats
+        if isinstance(totals, list):  # one round: plain numbers are cheaper than arrays of one
+            for step in range(1, self.gamma):
+                reads = context + step * seats
+                yield Pass(1, Work(seats, seats, steps.at(step, 1, reads + seats), steps.at(step, 0, reads)))
+        elif self.gamma > 1:
+            later = context + np.arange(1, self.gamma)[:, None] * seats
             yield Pass(1, Work(seats, seats, steps.rest(1, later + seats), steps.rest(0, later)))
 
 
-@dataclass(frozen=True, slots=True)
-class _StepTotals:
+class _StepTotals(NamedTuple):
     """Reads and pairs of the draft passes by attention kind: derived from the context, or windowed channels."""
 
     totals: Totals
     gamma: int
     windows: Windows
 
-    def pick(self, what: int, full: Any) -> tuple[Any, ...]:
-        """Of draft pass 0; ``what`` 0: reads, 1: pairs."""
-        return tuple(full if at is None else self.totals[at + what] for at in self._places())
+    def at(self, step: int, what: int, full: Any) -> tuple[Any, ...]:
+        """Of draft pass ``step``; ``what`` 0: reads, 1: pairs."""
+        if len(self.totals) == 0:  # no windowed kind
+            return (full,) * len(self.windows)
+        return tuple(full if at is None else self.totals[at + 2 * step + what] for at in self._places())
 
     def rest(self, what: int, full: IntArray) -> tuple[IntArray, ...]:
         """Of draft passes 1.., shape [gamma - 1, rounds]."""

@@ -17,6 +17,7 @@ from sim.policies import Future
 from sim.request import Member, Sequence
 
 Rows = tuple[NDArray[np.int64], ...]
+SHORT = 32
 
 
 @dataclass(slots=True, eq=False)
@@ -48,13 +49,13 @@ class Horizon:
         self.ends: list[tuple[int, int, int, Entry, Member]] = []
         self._ticket = 0
 
-    def add(self, entry: Entry) -> None:
-        """Put a sequence's future on the horizon; its first round is the next one."""
-        assert entry.start == self.round, "a sequence joins at the next round"
-        self._reserve(len(entry.rows[0]))
-        at = self.round - self.base
-        for total, row in zip(self.totals, entry.rows, strict=True):
-            total[at : at + len(row)] += row
+    def add(self, entry: Entry, ahead: int = 0) -> None:
+        """Put a sequence's future on the horizon; its first round is the next one, or comes ``ahead`` rounds later."""
+        assert entry.start == self.round + ahead, "a sequence joins at the next round"
+        self._reserve(ahead + len(entry.rows[0]))
+        at = entry.start - self.base
+        for total, row in zip(self.totals[:, at : at + len(entry.rows[0])], entry.rows, strict=True):
+            np.add(total, row, out=total)
         self.peak_bytes += entry.peak_bytes
         for member, future in entry.futures:
             self._ticket += 1
@@ -83,10 +84,19 @@ class Horizon:
         at = self.round - self.base
         return self.totals[:, at : at + rounds]
 
+    def next_totals(self) -> list[int]:
+        """The policy's channels in the next round."""
+        return self.totals[2:, self.round - self.base].tolist()  # type: ignore[no-any-return]
+
     def sums(self, rounds: int) -> list[int]:
         """Totals of the policy's channels over the next ``rounds`` rounds."""
         at = self.round - self.base
-        return np.add.reduce(self.totals[2:, at : at + rounds], axis=1).tolist()  # type: ignore[no-any-return]
+        if rounds == 1:
+            return self.next_totals()
+        part = self.totals[2:, at : at + rounds]
+        if rounds <= SHORT:  # cheaper than NumPy's overhead, and as exact
+            return [sum(row) for row in part.tolist()]
+        return np.add.reduce(part, axis=1).tolist()  # type: ignore[no-any-return]
 
     def next_bytes(self) -> int:
         """Bytes of KV that the next decode round needs, its look-ahead included."""

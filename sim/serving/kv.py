@@ -68,14 +68,14 @@ class KvBudget:
             self._grow(2 * tokens)
         return int(self._table[tokens])
 
-    def bytes_along(self, context: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The same for contexts that rise by at least one a round, as those of a decoding sequence do; shape kept."""
-        first, last = int(context[0]), int(context[-1])
+    def bytes_along(self, context: NDArray[np.int64], more: int = 0) -> NDArray[np.int64]:
+        """The same for ``context + more``, rising by at least one a round as in a decoding sequence; shape kept."""
+        first, last = int(context[0]) + more, int(context[-1]) + more
         if last >= len(self._table):
             self._grow(2 * last)
         if last - first == len(context) - 1:
             return self._table[first : last + 1]
-        return self._table[context]
+        return self._table[context + more]
 
     def shared_tokens(self, prompt: int, samples: int) -> int:
         """Prompt tokens in full blocks, which samples of one prompt share copy-on-write."""
@@ -97,4 +97,6 @@ class KvBudget:
 
     def most_bytes(self, prompt: int, output: int, samples: int) -> int:
         """The most that a request can ever hold: all its samples in their last round, look-ahead included."""
+        if samples == 1:
+            return self.bytes_of(prompt + output - 1 + self.lookahead)
         return self.group_bytes(prompt, [prompt + output - 1 + self.lookahead] * samples)

@@ -121,5 +121,5 @@ def _uniforms(key: Any, counter: NDArray[np.uint64]) -> NDArray[np.float64]:
     z *= _FACTORS[1]
     z ^= z >> _SHIFTS[2]
     z >>= _SHIFTS[3]
-    drawn: NDArray[np.float64] = z * 2.0**-53
+    drawn: NDArray[np.float64] = np.multiply(z, 2.0**-53)
     return drawn

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
+from operator import itemgetter
 
 from sim.request import Sequence
 
@@ -23,17 +24,23 @@ class WaitingLine:
         return len(self._items) - self._head
 
     def __iter__(self) -> Iterator[Sequence]:
-        return (item[1] for item in islice(self._items, self._head, None))
+        return map(_second, islice(self._items, self._head, None))
 
     def key(self, sequence: Sequence) -> Key:
         """Lower is sooner: preempted sequences first, then the queue order, then the request's number."""
         request = sequence.request
-        rank = {"fcfs": 0, "shortest_prompt": request.prompt, "priority": -request.priority}[self.order]
+        rank = 0
+        if self.order != "fcfs":
+            rank = request.prompt if self.order == "shortest_prompt" else -request.priority
         return (-1 if sequence.preemptions else 0, rank, request.id)
 
     def push(self, sequence: Sequence) -> None:
         """Take a place in the line."""
-        insort(self._items, (self.key(sequence), sequence), lo=self._head, key=_first)
+        item = (self.key(sequence), sequence)
+        if len(self._items) == self._head or self._items[-1][0] <= item[0]:
+            self._items.append(item)
+        else:
+            insort(self._items, item, lo=self._head, key=_first)
 
     def pop(self) -> Sequence:
         """The head leaves."""
@@ -49,5 +56,5 @@ class WaitingLine:
         return self._items[self._head][1] is sequence
 
 
-def _first(item: tuple[Key, Sequence]) -> Key:
-    return item[0]
+_first: Callable[[tuple[Key, Sequence]], Key] = itemgetter(0)
+_second: Callable[[tuple[Key, Sequence]], Sequence] = itemgetter(1)

@@ -5,15 +5,15 @@ A plan is asked for once and comes after everything else of its nanosecond (sim/
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from sim.policies import Chunk, Chunks, Future, Policy, Totals, Windows, ones
+from sim.policies import Chunk, Chunks, Future, Policy, Windows, ones
 from sim.request import Member, Request, Sequence
 from sim.routers import ReplicaState
 from sim.schedulers import Plan, Scheduler
@@ -30,25 +30,45 @@ REACH = (32, 512)  # fewest and most rounds that a leap through ends looks ahead
 
 @dataclass(slots=True)
 class Leap:
-    """Rounds under way: nanoseconds of each, and from the start to its end.
+    """Rounds under way: nanoseconds of each, and from the start to its end, 0 for the start itself first.
 
-    ``stop`` of them will run, ``done`` are booked.
+    ``stop`` of them will run, ``done`` are booked. ``joins``: who decodes from the second round on, because the first
+    one reads the rest of their prompts; the plan is then that of the first round until it is booked.
     """
 
     start_ns: int
     ns: NDArray[np.int64]
-    after_ns: NDArray[np.int64]
     stop: int
     plan: Plan
+    joins: list[Entry]
     done: int = 0
+    after: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Look-ups in a list cost a tenth of those in an array."""
+        self.after = [0, *(np.add.accumulate(self.ns) if len(self.ns) > 1 else self.ns).tolist()]
+
+    @property
+    def after_ns(self) -> NDArray[np.int64]:
+        """Nanoseconds from the start to the end of each round."""
+        return np.array(self.after[1:], dtype=np.int64)
 
     def ends_after(self, rounds: int) -> int:
         """The instant when so many rounds are over."""
-        return self.start_ns + int(self.after_ns[rounds - 1]) if rounds else self.start_ns
+        return self.start_ns + self.after[rounds]
 
     def over_at(self, now_ns: int) -> int:
         """Rounds that ended at or before an instant."""
-        return int(self.after_ns.searchsorted(now_ns - self.start_ns, side="right"))
+        return bisect_right(self.after, now_ns - self.start_ns) - 1
+
+    @property
+    def reading(self) -> bool:
+        """Whether its first round, not booked yet, reads prompts whose sequences decode in the next ones."""
+        return bool(self.joins) and not self.done
+
+    def under_way(self, now_ns: int) -> int:
+        """Rounds until the end of the one under way, which may end at this very instant; at least 1."""
+        return max(1, bisect_left(self.after, now_ns - self.start_ns))
 
 
 @dataclass(frozen=True)
@@ -84,6 +104,7 @@ class Replica:
         self.env, self.index, self.setup, self.recorder, self.finished = env, index, setup, recorder, finished
         self.tokens_per_round = setup.policy.tokens_per_round
         self.decode_limit = setup.scheduler.decode_seats(self.tokens_per_round)
+        self.most_seats = min(self.decode_limit, getattr(setup.scheduler, "max_sequences", self.decode_limit))
         channels = setup.policy.channels(setup.windows)
         self.horizon, self.no_sums = Horizon(2 + channels), [0] * channels
         self.waiting = WaitingLine(setup.scheduler.order)
@@ -110,18 +131,21 @@ class Replica:
         leap = self.leap
         if leap is not None:
             self._book_ends(leap)
+        sequence.held_bytes = self._hold(sequence)
         self.waiting.push(sequence)
         if leap is None:
             self._ask_plan()
         elif self.waiting.is_head(sequence) and self.setup.scheduler.plan(self).admit:
-            self._stop_after(leap, int(leap.after_ns.searchsorted(self.env.now - leap.start_ns, side="left")) + 1)
+            self._stop_after(leap, leap.under_way(self.env.now))
+        elif leap.reading:
+            self._stop_after(leap, 1)
         elif leap.plan.decode:
             self._stop_after(leap, leap.done + self.horizon.rounds_to_end())
 
     def state_at(self, now_ns: int) -> ReplicaState:
         """What a router sees: every round that ended at or before ``now_ns`` is included."""
         leap, begun = self.leap, 0
-        if leap is not None and leap.plan.decode:
+        if leap is not None and (leap.plan.decode or leap.joins):
             self._book_ends(leap)
             begun = leap.over_at(now_ns) - leap.done
         kv_bytes = self.held_bytes + int(self.horizon.window(begun + 1)[0, begun])
@@ -148,9 +172,8 @@ class Replica:
         left = seats - self.running_seats
         empty = not self.admitted
         for sequence in self.waiting:
-            need = self._hold(sequence)
             left -= sequence.seats
-            room -= need
+            room -= sequence.held_bytes
             if left < 0 or room < (0 if empty else kv.watermark_bytes):
                 return
             empty = False
@@ -166,7 +189,8 @@ class Replica:
 
     def _on_plan(self, _: simpy.Event | None) -> None:
         self.plan_asked = False
-        self._promote()
+        if self.ready:
+            self._promote()
         self.crowded = self._make_room()
         plan = self.setup.scheduler.plan(self) if self.prefilling or len(self.waiting) else Plan()
         for _admitted in range(plan.admit):
@@ -180,45 +204,59 @@ class Replica:
         self.admitted[sequence.request.id] = sequence
         self.prefilling.append(sequence)
         self.running_seats += sequence.seats
-        sequence.held_bytes = self._hold(sequence)
         self.held_bytes += sequence.held_bytes
         if sequence.admitted_ns < 0:
             sequence.admitted_ns = self.env.now
 
     def _hold(self, sequence: Sequence) -> int:
-        prompt = sequence.request.prompt
-        return self.setup.kv.group_bytes(prompt, [prompt + m.emitted for m in sequence.members])
+        """Bytes of KV from admission until the sequence decodes."""
+        prompt, members = sequence.request.prompt, sequence.members
+        if len(members) == 1:
+            return self.setup.kv.bytes_of(prompt + members[0].emitted)
+        return self.setup.kv.group_bytes(prompt, [prompt + m.emitted for m in members])
 
     def _promote(self) -> None:
         """Sequences whose prompt is read join the decode batch in order of admission while there are seats."""
         while self.ready and self.decoding_seats + self.ready[0].seats <= self.decode_limit:
-            sequence = self.ready.pop(0)
-            self.held_bytes -= sequence.held_bytes
-            entry = self._entry(sequence)
-            self.entries[sequence.request.id] = entry
-            self.fresh[sequence.request.id] = (sequence.last_emit_ns, sequence.seats)
-            self.decoding_seats += sequence.seats
+            entry = self._entry(self.ready.pop(0))
             self.horizon.add(entry)
+            self._join(entry)
+
+    def _join(self, entry: Entry) -> None:
+        """Somebody who is on the horizon begins to decode."""
+        sequence = entry.sequence
+        self.held_bytes -= sequence.held_bytes
+        self.entries[sequence.request.id] = entry
+        self.fresh[sequence.request.id] = (sequence.last_emit_ns, sequence.seats)
+        self.decoding_seats += sequence.seats
 
     def _entry(self, sequence: Sequence) -> Entry:
-        """Draw the future of every running sample and add up what the horizon will carry for them."""
+        """Draw the future of every running sample and add up what the horizon will carry for them.
+
+        Who is still reading the prompt joins after the next round, which emits one more token of every sample.
+        """
         setup, request = self.setup, sequence.request
+        ahead = int(sequence.prefilled < sequence.prefill_tokens)
         futures, parts = [], []
         shared = setup.kv.shared_bytes(request.prompt, sequence.seats)
         for member in sequence.members:
             draws = setup.luck.of(request.id, member.sample)
-            future = setup.policy.future(draws, member.round, request.output - member.emitted)
-            context = request.prompt + member.emitted - 1
-            kv = setup.kv.bytes_along(future.offsets + (context + self.tokens_per_round))
+            emitted = member.emitted + ahead
+            future = setup.policy.future(draws, member.round, request.output - emitted)
+            context = request.prompt + emitted - 1
+            kv = setup.kv.bytes_along(future.offsets, context + self.tokens_per_round)
             futures.append((member, future))
             kv = kv - shared if shared else kv
             parts.append((kv, ones(len(kv)), *setup.policy.rows(future, context, setup.windows)))
         rows = parts[0] if len(parts) == 1 else _stack(parts, shared)
-        return Entry(sequence, self.horizon.round, rows, futures, self.recorder.leaps_of[self.index])
+        leap = self.recorder.leaps_of[self.index] + ahead
+        return Entry(sequence, self.horizon.round + ahead, rows, futures, leap)
 
     def _make_room(self) -> bool:
         """Preempt the latest admitted until the next decode round fits; True if anybody had to go."""
         went = False
+        if self.horizon.peak_bytes + self.held_bytes <= self.setup.kv.capacity_bytes:
+            return went
         while self.horizon.next_bytes() + self.held_bytes > self.setup.kv.capacity_bytes:
             self._preempt(self.admitted[next(reversed(self.admitted))])
             went = True
@@ -240,26 +278,59 @@ class Replica:
         self.running_seats -= sequence.seats
         del self.admitted[number]
         sequence.restart()
+        sequence.held_bytes = self._hold(sequence)
         self.waiting.push(sequence)
 
     # --- leaping ---------------------------------------------------------------------------------------------------
 
     def _launch(self, plan: Plan) -> None:
         """Cost the rounds of a plan and sleep until the last of them ends."""
-        seats: Any = 0
-        totals: Totals | None = None
-        rounds, prompts = 1, None
-        if plan.decode:
-            seats, rounds = self.decoding_seats, self._rounds(plan)
-            window = self.horizon.window(rounds)
-            totals = window[2:] if rounds > 1 else window[2:, 0].tolist()
-            if rounds > self.horizon.rounds_to_end():
-                seats = window[1]
+        seats = self.decoding_seats if plan.decode else 0
+        rounds = self._rounds(plan) if plan.decode else 1
+        if rounds > 1:
+            ns = self.setup.rounds.decode_ns(seats, self.horizon.window(rounds)[1:])
+        else:
+            ns = self._one_round_ns(plan, seats)
+        joins = self._joins(plan)
+        if joins:
+            ns = np.concatenate((ns, self._decodes_after_ns(seats, joins)))
+        self.leap = Leap(self.env.now, ns, len(ns), plan, joins)
+        self._sleep(self.leap)
+
+    def _joins(self, plan: Plan) -> list[Entry]:
+        """Whoever decodes after this round if it reads the last of all prompts and nothing is in the way: the leap may
+        then run on, for the plan that follows is known. They are put on the horizon behind this round.
+        """
+        setup, reading = self.setup, self.prefilling
+        alone = plan.decode or not self.decoding_seats
+        if not plan.chunks or not alone or setup.stepping or setup.prompt_ends or self.crowded:
+            return []
+        if self.ready or len(plan.chunks) < len(reading) or len(self.waiting):
+            return []
+        seats = self.decoding_seats + sum([s.seats for s in reading])
+        if seats > self.decode_limit or not all(_completes(s, new) for s, new in plan.chunks):
+            return []
+        entries = [self._entry(sequence) for sequence, _ in plan.chunks]
+        peak_bytes = self.horizon.peak_bytes + sum([entry.peak_bytes for entry in entries])
+        if self.held_bytes + peak_bytes > setup.kv.capacity_bytes:
+            return []
+        for entry in entries:
+            self.horizon.add(entry, ahead=1)
+        return entries
+
+    def _decodes_after_ns(self, seats: int, joins: list[Entry]) -> NDArray[np.int64]:
+        """Nanoseconds of the decode rounds after the one in which ``joins`` read their prompts."""
+        rounds = min(self.horizon.last_end - self.horizon.round - 1, self.reach)
+        seats += sum([entry.sequence.seats for entry in joins])
+        return self.setup.rounds.decode_ns(seats, self.horizon.window(1 + rounds)[1:, 1:])
+
+    def _one_round_ns(self, plan: Plan, seats: int) -> NDArray[np.int64]:
+        """Nanoseconds of a single round, with or without prompts, shape [1]."""
+        totals = self.horizon.next_totals() if plan.decode else None
+        prompts = None
         if plan.chunks:
             prompts = Chunks([Chunk(s.prefilled, new, s.prefilled + new == s.prefill_tokens) for s, new in plan.chunks])
-        ns = self.setup.rounds.ns(seats, totals, prompts, seats + len(plan.chunks))
-        self.leap = Leap(self.env.now, ns, ns.cumsum(), rounds, plan)
-        self._sleep(self.leap)
+        return self.setup.rounds.ns(seats, totals, prompts, seats + len(plan.chunks))
 
     def _rounds(self, plan: Plan) -> int:
         """How many rounds the plan holds for: to the first end that somebody waits for, while memory lasts."""
@@ -294,9 +365,10 @@ class Replica:
         """
         while leap.done < leap.stop:
             self._book(leap, leap.stop)
-        if leap.stop >= self.reach:  # nobody disturbed it: look further ahead next time
+        ahead = len(leap.joins) > 0
+        if leap.stop - ahead >= self.reach:  # nobody disturbed it: look further ahead next time
             self.reach = min(2 * self.reach, REACH[1])
-        elif 4 * leap.stop < len(leap.ns):
+        elif leap.stop > ahead and 4 * (leap.stop - ahead) < len(leap.ns) - ahead:
             self.reach = max(self.reach // 2, REACH[0])
         self.leap = None
         if not (self.admitted or len(self.waiting)):
@@ -308,34 +380,47 @@ class Replica:
 
     def _book_ends(self, leap: Leap) -> None:
         """Book the part of a leap up to the last end that lies in the past."""
-        if leap.plan.decode and leap.stop > 1:
+        if leap.stop > 1 and (leap.plan.decode or leap.joins):
             over = leap.over_at(self.env.now)
+            if over and leap.reading:
+                self._book(leap, over)
             while leap.done < over and leap.done + self.horizon.rounds_to_end() <= over:
                 self._book(leap, over)
 
     def _book(self, leap: Leap, stop: int) -> None:
         """Rounds up to ``stop`` or to the first end: record them, gaps, ends of sequences, progress of prompts."""
-        rounds = 1
         if leap.plan.decode:
-            rounds = min(stop - leap.done, self.horizon.rounds_to_end())
-        self._record_leap(leap, rounds)
-        if leap.plan.decode:
+            rounds = 1 if leap.reading else min(stop - leap.done, self.horizon.rounds_to_end())
+            self._record_leap(leap, rounds)
             self._record_gaps(leap, rounds)
-        leap.done += rounds
-        end_ns = leap.ends_after(leap.done)
-        if leap.plan.decode:
+            leap.done += rounds
             for entry, member in self.horizon.advance(rounds):
-                self._end_member(entry, member, end_ns)
+                self._end_member(entry, member, self.decoded_ns)
+        else:
+            self._record_leap(leap, 1)
+            leap.done += 1
+            if leap.joins:
+                self.horizon.advance(1)  # nobody is on it yet
+        if leap.plan.chunks:
+            self._book_chunks(leap, leap.ends_after(leap.done))
+
+    def _book_chunks(self, leap: Leap, end_ns: int) -> None:
+        """Progress of prompts at the end of a round; those who decode in the rest of the leap join."""
         for sequence, new in leap.plan.chunks:
             sequence.prefilled += new
             if sequence.prefilled == sequence.prefill_tokens:
-                self._first_tokens(sequence)
+                self._first_tokens(sequence, end_ns)
+        if leap.joins:
+            self.ready.clear()
+            leap.plan = Plan()
+        for entry in leap.joins:
+            self._join(entry)
 
     # --- what comes out ----------------------------------------------------------------------------------------------
 
-    def _first_tokens(self, sequence: Sequence) -> None:
+    def _first_tokens(self, sequence: Sequence, now: int) -> None:
         """The end of a prefill emits one token of every sample, the next one after a preemption."""
-        now, members = self.env.now, sequence.members
+        members = sequence.members
         self.prefilling.remove(sequence)
         if sequence.first_token_ns < 0:
             sequence.first_token_ns = now
@@ -370,11 +455,13 @@ class Replica:
         done = self.horizon.round - entry.start
         for member, future in futures:
             if member in sequence.members:
-                member.emitted += int(np.add.reduce(future.gains[:done]))
+                if done:
+                    member.emitted += int(future.offsets[done - 1]) + int(future.gains[done - 1])
                 member.round += done
                 sequence.rounds += done
-                sequence.drafted += int(np.add.reduce(future.drafted[:done]))
-                sequence.accepted += int(np.add.reduce(future.kept[:done]))
+                if self.tokens_per_round > 1:  # else there is no room for a draft
+                    sequence.drafted += sum(future.drafted[:done].tolist())
+                    sequence.accepted += sum(future.kept[:done].tolist())
                 self.recorder.stays.append((self.index, sequence.request.id, entry.leap, last, 1))
 
     def _finish(self, sequence: Sequence, end_ns: int) -> None:
@@ -384,9 +471,8 @@ class Replica:
 
     def _can_ever_serve(self, request: Request) -> bool:
         setup = self.setup
-        seats = min(self.decode_limit, getattr(setup.scheduler, "max_sequences", self.decode_limit))
         return (
-            request.samples <= seats
+            request.samples <= self.most_seats
             and request.prompt + request.output <= setup.max_context
             and setup.kv.most_bytes(request.prompt, request.output, request.samples) <= setup.kv.capacity_bytes
         )
@@ -407,10 +493,10 @@ class Replica:
         seats, sums = 0, self.no_sums
         if leap.plan.decode:
             seats, sums = self.decoding_seats, self.horizon.sums(rounds)
-        start_ns = leap.ends_after(leap.done)
+        begun, over = leap.after[leap.done], leap.after[leap.done + rounds]
         recorder.leaps.append(
             (
-                index, start_ns, leap.ends_after(leap.done + rounds) - start_ns, rounds, seats, len(chunks),
+                index, leap.start_ns + begun, over - begun, rounds, seats, len(chunks),
                 len(self.waiting), self.running_seats, self.held_bytes + self.horizon.next_bytes(), *sums,
             )
         )  # fmt: skip
@@ -422,22 +508,36 @@ class Replica:
 
     def _record_gaps(self, leap: Leap, rounds: int) -> None:
         """Every running sample emits in every round; the first gap also holds what it waited for that round."""
-        ns, start_ns = leap.ns[leap.done : leap.done + rounds], leap.ends_after(leap.done)
-        if self.fresh or start_ns > self.decoded_ns:
-            ns = self._first_gaps(start_ns, ns)
-        self.recorder.gaps.add(ns, self.decoding_seats)
-        self.decoded_ns = leap.ends_after(leap.done + rounds)
+        gaps, first, end = self.recorder.gaps, leap.done, leap.done + rounds
+        start_ns = leap.start_ns + leap.after[first]
+        if (self.fresh or start_ns > self.decoded_ns) and self._first_gaps(start_ns, int(leap.ns[first])):
+            first += 1
+        if end - first == 1:
+            gaps.add_one(int(leap.ns[first]), self.decoding_seats)
+        elif end > first:
+            gaps.add(leap.ns[first:end], self.decoding_seats)
+        self.decoded_ns = leap.start_ns + leap.after[end]
 
-    def _first_gaps(self, start_ns: int, ns: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Record the first gap of everybody who has waited; returns the gaps that are left to record."""
-        waits = [(start_ns - emitted, seats) for emitted, seats in self.fresh.values()]
-        waits.append((start_ns - self.decoded_ns, self.decoding_seats - sum(seats for _, seats in waits)))
+    def _first_gaps(self, start_ns: int, round_ns: int) -> bool:
+        """Record the gap of the first round if somebody has waited for it, each with what it waited; whether so."""
+        rest, waited, waits = self.decoding_seats, 0, []
+        for emitted_ns, seats in self.fresh.values():
+            waits.append((start_ns - emitted_ns, seats))
+            waited += start_ns - emitted_ns
+            rest -= seats
         self.fresh.clear()
-        if not any(wait and seats for wait, seats in waits):
-            return ns
+        waits.append((start_ns - self.decoded_ns, rest))
+        if not waited and not (rest and start_ns > self.decoded_ns):
+            return False
         for wait, seats in waits:
-            self.recorder.gaps.add_one(int(ns[0]) + wait, seats)
-        return ns[1:]
+            self.recorder.gaps.add_one(round_ns + wait, seats)
+        return True
+
+
+def _completes(sequence: Sequence, new: int) -> bool:
+    """Whether so many more prompt tokens are the last, and every sample then still has something to emit."""
+    most = max([member.emitted for member in sequence.members])
+    return sequence.prefilled + new == sequence.prefill_tokens and most + 1 < sequence.request.output
 
 
 def _stack(parts: list[tuple[NDArray[np.int64], ...]], shared_bytes: int) -> tuple[NDArray[np.int64], ...]:

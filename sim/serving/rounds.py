@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from sim.analytic.cost import PassCost
 from sim.analytic.hardware import Engine
 from sim.policies import Policy, Prompts, Totals, Windows
+from sim.serving.linear import LinearRounds
+
+_NS_PER_S, _LEAST_NS = np.array(1e9), np.array(1.0)  # arrays, because Python numbers cost a conversion each time
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,19 @@ class Rounds:
         seconds = self.seconds(seats, totals, prompts, sequences)
         if isinstance(seconds, float):
             return np.array([max(1, round(seconds * 1e9))])
-        ns = np.rint(seconds * 1e9)
-        np.maximum(ns, 1.0, out=ns)
-        whole: NDArray[np.int64] = ns.astype(np.int64)
-        return whole
+        return _whole_ns(seconds)
+
+    def decode_ns(self, most_seats: int, totals: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The same without prompts; ``totals``: seats, at most ``most_seats``, then the policy's channels."""
+        linear = self._linear
+        if linear is None or not linear.serves(most_seats):
+            return self.ns(totals[0], totals[1:], None, totals[0])
+        step_s, sequence_s = self._host
+        return _whole_ns(linear.seconds(totals, step_s + sequence_s * totals[0] if sequence_s else step_s))
+
+    @cached_property
+    def _linear(self) -> LinearRounds | None:
+        return LinearRounds.of(self.policy, self.costs, self.windows)
 
     @cached_property
     def _host(self) -> tuple[float, float]:
@@ -59,3 +71,11 @@ class Rounds:
         """Host seconds of a round in which so many sequences take part."""
         step_s, sequence_s = self._host
         return step_s + sequence_s * sequences
+
+
+def _whole_ns(seconds: NDArray[np.float64]) -> NDArray[np.int64]:
+    ns = seconds * _NS_PER_S
+    np.rint(ns, out=ns)
+    np.maximum(ns, _LEAST_NS, out=ns)
+    whole: NDArray[np.int64] = ns.astype(np.int64)
+    return whole

@@ -29,7 +29,8 @@ COLUMNS = ["text", "beta"]
 
 def names() -> list[str]:
     """The shipped pairs, as TARGET--DRAFT, sorted."""
-    return sorted(f.name.removesuffix(".csv") for f in files("workloads.acceptance").iterdir() if f.name.endswith(".csv"))
+    found = (f.name for f in files("workloads.acceptance").iterdir())
+    return sorted(name.removesuffix(".csv") for name in found if name.endswith(".csv"))
 
 
 def load(name_or_path: str | PathLike[str]) -> NDArray[np.float64]:
