@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import atan2, degrees, isfinite, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["SUFFIXES", "Point", "roofline", "save_figure"]
+__all__ = ["SUFFIXES", "Point", "roofline", "save_figure", "speedup_contours", "speedup_curves"]
 
 SUFFIXES = (".png", ".svg", ".pdf")
 PHASE_COLOURS = {"prefill": "#d1495b", "decode": "#00798c"}
@@ -188,3 +188,125 @@ def _legend(axes: Axes) -> None:
 def _below(left_out: int) -> str:
     label = "FLOP per byte of main-memory traffic"
     return f"{label}\n({left_out} ops without FLOPs or without such traffic are not shown)" if left_out else label
+
+
+# -- speedup curves
+
+MOST_LINES = 8
+LEVELS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0)
+Table = Mapping[str, Any]  # columns of equal length, by name
+
+
+def speedup_curves(
+    table: Table,
+    x: str,
+    lines: Sequence[str] = (),
+    panel: str | None = None,
+    measured: Sequence[Any] = (),
+    title: str = "",
+) -> Figure:
+    """Speedup over column ``x``: one line for each choice of ``lines``, one panel for each value of ``panel``.
+
+    A star marks the best point of every line, a hollow part does not fit into memory. ``measured``: objects with
+    ``at`` (pairs of axis and value) and ``speedup``, drawn as crosses where their panel is. Beyond ``MOST_LINES``
+    lines the rest is left out and counted in the legend.
+    """
+    values = list(dict.fromkeys(table[panel].tolist())) if panel else [None]
+    figure, grid = _panels(len(values))
+    for axes, value in zip(grid, values, strict=True):
+        rows = [i for i in range(len(table[x])) if panel is None or table[panel][i] == value]
+        _speedup_lines(axes, table, rows, x, lines)
+        _speedup_crosses(axes, measured, x, panel, value)
+        axes.axhline(1.0, color="grey", lw=0.8, ls=":")
+        axes.set(title="" if panel is None else f"{panel} = {value}", xlabel=x)
+        if _spans_decades(table[x]):
+            axes.set_xscale("log", base=2)
+        axes.legend(fontsize=8, framealpha=0.9)
+    grid[0].set_ylabel("speedup over autoregressive decoding")
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def speedup_contours(
+    table: Table, x: str, y: str, panel: str | None = None, target: float | None = None, title: str = ""
+) -> Figure:
+    """Lines of equal speedup over columns ``x`` and ``y``; break-even is black, ``target`` dashed, the best a star.
+
+    Of points that share x and y (further axes) the best one counts.
+    """
+    import numpy as np
+
+    values = list(dict.fromkeys(table[panel].tolist())) if panel else [None]
+    figure, grid = _panels(len(values))
+    for axes, value in zip(grid, values, strict=True):
+        keep = np.ones(len(table[x]), dtype=bool) if panel is None else table[panel] == value
+        xs, ys = np.unique(table[x][keep]), np.unique(table[y][keep])
+        z = np.full((len(ys), len(xs)), -np.inf)
+        at = np.searchsorted(ys, table[y][keep]), np.searchsorted(xs, table[x][keep])
+        np.maximum.at(z, at, table["speedup"][keep])
+        _contour_lines(axes, xs, ys, np.where(np.isfinite(z), z, np.nan), target)
+        axes.set(title="" if panel is None else f"{panel} = {value}", xlabel=x)
+        for scale, column in ((axes.set_xscale, xs), (axes.set_yscale, ys)):
+            if _spans_decades(column):
+                scale("log", base=2)
+    grid[0].set_ylabel(y)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    mpl.rcParams["svg.hashsalt"] = "decodesim"
+    figure = Figure(figsize=(min(4.5 * count + 2.5, 24), 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(1, count, sharey=True, squeeze=False)[0]
+    return figure, list(grid)
+
+
+def _speedup_lines(axes: Axes, table: Table, rows: Sequence[int], x: str, lines: Sequence[str]) -> None:
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for i in rows:
+        groups.setdefault(tuple(table[name][i] for name in lines), []).append(i)
+    for number, (key, group) in enumerate(list(groups.items())[:MOST_LINES]):
+        group.sort(key=lambda i: table[x][i])
+        colour = f"C{number}"
+        xs, ys = [table[x][i] for i in group], [table["speedup"][i] for i in group]
+        label = ", ".join(f"{name} {value}" for name, value in zip(lines, key, strict=True))
+        axes.plot(xs, ys, color=colour, lw=1.2, label=label or "this policy")
+        faces = [colour if table["fits"][i] else "white" for i in group]
+        axes.scatter(xs, ys, s=14, color=faces, edgecolor=colour, zorder=3)
+        best = max(group, key=lambda i: (table["fits"][i], table["speedup"][i]))
+        axes.scatter([table[x][best]], [table["speedup"][best]], s=150, marker="*", color=colour, zorder=4)
+    if len(groups) > MOST_LINES:
+        axes.plot([], [], " ", label=f"+{len(groups) - MOST_LINES} lines in the CSV")
+
+
+def _speedup_crosses(axes: Axes, measured: Sequence[Any], x: str, panel: str | None, value: Any) -> None:
+    here = [m for m in measured if x in dict(m.at) and (panel is None or dict(m.at).get(panel, value) == value)]
+    if here:
+        axes.scatter([dict(m.at)[x] for m in here], [m.speedup for m in here], s=50, marker="x", color="black",
+                     zorder=5, label="measured")  # fmt: skip
+
+
+def _contour_lines(axes: Axes, xs: Any, ys: Any, z: Any, target: float | None) -> None:
+    import numpy as np
+
+    low, high = float(np.nanmin(z)), float(np.nanmax(z))
+    filled = axes.contourf(xs, ys, z, levels=24, cmap="viridis", alpha=0.85)
+    axes.figure.colorbar(filled, ax=axes, label="speedup", shrink=0.85)
+    levels = [level for level in LEVELS if low < level < high and level != target]
+    if levels:
+        colours = ["black" if level == 1.0 else "white" for level in levels]
+        drawn = axes.contour(xs, ys, z, levels=levels, colors=colours, linewidths=1)
+        axes.clabel(drawn, fmt="%g x", fontsize=8)
+    if target is not None and low < target < high:
+        axes.clabel(axes.contour(xs, ys, z, levels=[target], colors="red", linestyles="--"), fmt="%g x", fontsize=8)
+    row, column = np.unravel_index(int(np.nanargmax(z)), z.shape)
+    axes.scatter([xs[column]], [ys[row]], s=150, marker="*", color="red", zorder=4)
+
+
+def _spans_decades(values: Any) -> bool:
+    return bool(min(values) > 0 and max(values) >= 50 * min(values))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, Literal
@@ -114,6 +114,7 @@ def explain(
     prompt: int = 1024,
     context: int = 1024,
     draft: PassCost | None = None,
+    variants: Sequence[Any] = (),
 ) -> Explanation:
     """Say what fits, what binds and what saturates first; see :class:`Explanation`.
 
@@ -124,7 +125,7 @@ def explain(
     _positive(batch=batch, prompt=prompt, context=context)
     if not shape.layers:
         raise ValueError(f"{shape.name}: an encoder alone has no decode phase to explain; use roofline_points")
-    cost = PassCost(shape, device, precision, layout)
+    cost = PassCost(shape, device, precision, layout, variants=variants)
     engine = engine or Engine("ideal")
     fraction = memory_fraction if memory_fraction is not None else engine.memory_fraction or 1.0
     budget = _budget(cost, draft, fraction, max(prompt, engine.token_budget or 0), batch)

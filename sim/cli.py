@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sim.ask import Explanation
     from sim.build import Built
     from sim.scenario import Scenario
+    from sim.speedup import Curve, Ratio
 
 app = typer.Typer(
     help="How fast, how dear and how hot an LLM service will be under real traffic, and why.",
@@ -236,6 +237,78 @@ def compare(
 
 
 @app.command()
+def speedup(
+    file: File,
+    set_: Settings = None,
+    over: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUES", help="An axis: policy.gamma=1:16, batch=1,4,16, context=512,4096."),
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="Folder for speedup.csv and pictures.", show_default=False)] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an earlier study in the folder.")] = False,
+    solve: Annotated[
+        str | None, typer.Option(metavar="speedup=X", help="Which value of an axis gives that speedup.")
+    ] = None,
+    for_: Annotated[
+        list[str] | None,
+        typer.Option("--for", metavar="KEY=LOW:HIGH", help="The axis to solve for, or KEY=a,b,c."),
+    ] = None,
+    overlay: Annotated[
+        str | None, typer.Option(metavar="CSV", help="Measured speedups to put beside ours.", show_default=False)
+    ] = None,
+    cost_ratio: Annotated[
+        float | None,
+        typer.Option(help="Leviathan's c: a draft pass in autoregressive steps, instead of the device's seconds."),
+    ] = None,
+    verify_ratio: Annotated[float, typer.Option(help="Likewise of verification, where --cost-ratio is given.")] = 1.0,
+    as_json: AsJson = False,
+) -> None:
+    """No simulation: speedup of the policy over autoregressive decoding, by any key, batch and context."""
+    from analysis.speedup_files import check_place, save_speedup
+    from sim import show
+    from sim.axes import parse_axes
+    from sim.overlay import beside, read_measured
+    from sim.scenario import Scenario
+    from sim.solve import target_of
+    from sim.speedup import Ratio, curve
+
+    scenario, axes = Scenario.load(file, set_ or ()), parse_axes(over or ())
+    if out is not None:
+        check_place(out, overwrite)
+    if for_ and solve is None:
+        raise ValueError("--for: says which axis --solve looks along; give --solve speedup=X too")
+    target = None if solve is None else target_of(solve)
+    ratio = None if cost_ratio is None else Ratio(cost_ratio, verify_ratio)
+    found = _named(file, lambda: curve(scenario, axes, ratio))
+    answers = [] if target is None else _named(file, lambda: _solved(scenario, target, for_, found, ratio))
+    points = [] if overlay is None else beside(scenario, read_measured(overlay), found.axes, ratio)
+    files: list[str] = []
+    if out is not None:
+        title = f"{scenario.model} on {scenario.hardware}"
+        numbers = {axis.path: axis.values for axis in found.axes if axis.numeric}
+        files = save_speedup(
+            found.table, numbers, out, measured=points, target=target, title=title, overwrite=overwrite
+        )
+    if as_json:
+        best, rows = found.row(found.best), list(found.rows())
+        show.as_json({"best": best, "points": rows, "solve": answers, "measured": points})
+    else:
+        show.speedups(found, answers, target, points)
+        if out is not None:
+            typer.echo(f"wrote {', '.join(files)} into {out}")
+
+
+def _solved(scenario: Scenario, target: float, for_: list[str] | None, found: Curve, ratio: Ratio | None) -> list[Any]:
+    """An answer for each axis asked about, the others at the best point of the curve."""
+    from sim.axes import Axis
+    from sim.solve import solve, suggested
+
+    best = found.row(found.best)
+    fixed = [Axis(axis.path, (best[axis.path],)) for axis in found.axes]
+    return [solve(scenario, target, one, fixed, ratio) for one in for_ or suggested(scenario)]
+
+
+@app.command()
 def validate(
     only: Annotated[str | None, typer.Option(help="Comparisons: counts,tokens,distribution,seconds.")] = None,
     as_json: AsJson = False,
@@ -249,6 +322,35 @@ def validate(
     show.as_json([{**vars(r), "passed": r.passed} for r in rows]) if as_json else show.validation(rows)
     if not all(r.passed for r in rows):
         raise typer.Exit(1)
+
+
+@app.command()
+def calibrate(
+    here: Annotated[bool, typer.Option("--here", help="Measure this machine (the only one there is).")] = False,
+    out: Annotated[str, typer.Option(help="Hardware profile to write; the engine's lies beside it.")] = "here.yaml",
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="BLAS threads; with 1, CPU time is measured.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, max=100, help="Of everything; intervals are their range.")] = 3,
+    overwrite: Annotated[bool, typer.Option(help="Replace an earlier profile.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure this machine and write it as `hardware:` and `engine:` profiles with intervals; takes a minute or two."""
+    from datetime import date
+
+    from sim import show
+    from sim.calibrate import calibrate as measure
+
+    path = Path(out)
+    if not here:
+        raise ValueError("calibrate: add --here: this machine is measured, for a minute or two")
+    if path.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"--out: {out}: a profile's name ends in .yaml")
+    if path.exists() and not overwrite:
+        raise ValueError(f"--out: {out} exists; add --overwrite, or choose another name")
+    found = measure(path.stem, date.today().year, threads, repeats)
+    files = found.save(path)
+    show.as_json({"machine": found.machine, "ranges": found.ranges, "rates": found.by_threads}) if as_json else (
+        show.calibration(found, files)
+    )
 
 
 @reference_app.command("models")
@@ -282,7 +384,8 @@ def reference_run(
 
     transcript, pairs = run_beside(Run(model, policy, prompt, draft, gamma, tokens, temperature, seed))
     if as_json:
-        show.as_json({"text": transcript.text, "tokens": transcript.tokens, "passes": transcript.passes, "pairs": pairs})
+        said = {"text": transcript.text, "tokens": transcript.tokens, "passes": transcript.passes}
+        show.as_json({**said, "pairs": pairs})
     else:
         show.decoding(transcript, pairs)
 
@@ -315,7 +418,7 @@ class _Parts:
         from sim.build import build_scenario, load_device, load_engine, load_precision, load_shape
 
         self.shape = load_shape(scenario.model, "model")
-        self.draft = None
+        self.draft, self.variants = None, ()
         if self.shape.encoder or not self.shape.layers:
             self.device, self.engine = load_device(scenario.hardware), load_engine(scenario.engine)
             self.precision, self.layout = load_precision(scenario), Layout(**scenario.layout.model_dump())
@@ -327,6 +430,7 @@ class _Parts:
         )  # fmt: skip
         self.memory_fraction = built.scenario.kv.memory_fraction
         self.draft = built.costs[1] if len(built.costs) > 1 else None
+        self.variants = built.costs[0].variants
 
 
 def _explained(
@@ -339,6 +443,7 @@ def _explained(
     answer: Explanation = _named(file, lambda: ask(
         parts.shape, parts.device, parts.precision, parts.layout, engine=parts.engine,
         memory_fraction=parts.memory_fraction, batch=batch, prompt=prompt, context=context, draft=parts.draft,
+        variants=parts.variants,
     ))  # fmt: skip
     return answer, parts
 

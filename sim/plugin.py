@@ -6,7 +6,7 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from typing import Any
 
@@ -64,8 +64,15 @@ def catalogue(package: str) -> list[dict[str, Any]]:
     """Name, options with defaults, and what the first lines of its documentation say, of every plug-in."""
     rows = []
     for name, plugin in discover(package).items():
-        options = {f.name: None if f.default is MISSING else f.default for f in fields(plugin)}
+        options = {f.name: _default(f) for f in fields(plugin)}
         module = importlib.import_module(plugin.__module__)
         text = " ".join((module.__doc__ or "").split())
         rows.append({"name": name, "options": options, "about": text})
     return rows
+
+
+def _default(f: Field[Any]) -> Any:
+    """An option's default, None where a scenario has to give one."""
+    if f.default is not MISSING:
+        return f.default
+    return None if f.default_factory is MISSING else f.default_factory()

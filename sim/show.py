@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,16 +17,23 @@ from rich.table import Table
 from sim.scenario import dump_json
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from analysis.compare import Comparison
     from sim.analytic.model import ModelShape
     from sim.ask import Explanation
+    from sim.calibrate import Calibration
+    from sim.overlay import Measured
     from sim.reference.cli_view import Transcript
     from sim.run import Result
     from sim.scenario import Scenario
+    from sim.solve import Answer
+    from sim.speedup import Curve
     from sim.validation.beside import Pair
     from sim.validation.row import Row
 
 EVERY = 256  # arrivals between two looks at the progress bar
+MOST_SHOWN = 40  # rows of a speedup study on a screen
 
 
 def console() -> Console:
@@ -120,10 +127,15 @@ def grid(title: str, head: list[str], rows: list[list[Any]]) -> None:
         console().print(title, style="bold")
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, show_header=any(head))
     for i, column in enumerate(head):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        table.add_column(column, justify="left" if i == 0 or _words(row[i] for row in rows) else "right")
     for row in rows:
         table.add_row(*(cell if isinstance(cell, str) else number(cell) for cell in row))
     console().print(table)
+
+
+def _words(cells: Iterable[Any]) -> bool:
+    """Whether a column holds text that is no number in disguise."""
+    return all(isinstance(cell, str) and cell[:1].isalpha() for cell in cells)
 
 
 def facts(values: Mapping[str, Any], title: str) -> None:
@@ -220,7 +232,9 @@ def explanation(answer: Explanation) -> None:
     ])  # fmt: skip
     out.print()
     rows = [
-        [o.op, o.phase, o.flops / 1e9, o.hbm_bytes / 1e6, o.intensity, o.seconds * 1e6, o.bound] for o in answer.ops if o.flops or o.hbm_bytes
+        [o.op, o.phase, o.flops / 1e9, o.hbm_bytes / 1e6, o.intensity, o.seconds * 1e6, o.bound]
+        for o in answer.ops
+        if o.flops or o.hbm_bytes
     ]
     grid("ops", ["op", "phase", "GFLOP", "HBM MB", "FLOP/byte", "us", "bound"], rows)
     out.print()
@@ -290,6 +304,42 @@ def comparison(comparison: Comparison) -> None:
         console().print(f"note: {note}")
 
 
+def speedups(found: Curve, answers: list[Answer], target: float | None, points: list[Measured]) -> None:
+    """The best points of a speedup study, what was solved for, and measurements beside ours."""
+    fixed = {axis.path: number(axis.values[0]) for axis in found.axes if len(axis.values) == 1}
+    names = [axis.path for axis in found.axes if len(axis.values) > 1] or [found.axes[0].path]
+    rows = sorted((row for row in found.rows() if row["best"]), key=lambda row: (row["batch"], row["context"]))
+    at = ", ".join(f"{name} {value}" for name, value in fixed.items() if name not in names)
+    what = "choice at each batch and context" if len(rows) > 1 else "point"
+    title = f"speedup over autoregressive decoding{', ' if at else ''}{at}: the best {what}"
+    head = ["tokens a round", "round (ms)", "step (ms)", "tokens/s", "speedup", "fits"]
+    columns = ("expected_tokens", "round_ms", "step_ms", "tokens_per_s", "speedup")
+    grid(title, [*(name.removeprefix("policy.") for name in names), *head], [
+        [number(row[names[0]]), *(row[n] for n in (*names[1:], *columns)), "yes" if row["fits"] else "no"]
+        for row in rows[:MOST_SHOWN]
+    ])  # fmt: skip
+    if len(rows) > MOST_SHOWN:
+        console().print(f"... and {len(rows) - MOST_SHOWN} more")
+    for answer in answers:
+        console().print(solved(answer, target or 0.0), soft_wrap=True)
+    if points:
+        console().print()
+        grid("measured", ["at", "measured", "ours", "error"], [
+            [", ".join(f"{k} {v}" for k, v in p.at), p.speedup, p.ours, _signed(p.error)] for p in points
+        ])  # fmt: skip
+
+
+def solved(answer: Answer, target: float) -> str:
+    """One sentence for one axis."""
+    at = " at " + ", ".join(f"{name} {number(value)}" for name, value in answer.at) if answer.at else ""
+    if not answer.values:
+        span = f"from {number(answer.lowest)} to {number(answer.highest)}"
+        return f"speedup {target:g}{at}: no {answer.path} gives it; the speedup runs {span}"
+    places = ", ".join(f"{v if isinstance(v, str) else number(v)} ({s:.4g} x)"
+                       for v, s in zip(answer.values, answer.speedups, strict=True))  # fmt: skip
+    return f"speedup {target:g}{at}: {answer.path} = {places}"
+
+
 def validation(rows: list[Row]) -> None:
     """The table of `validate`, and one sentence."""
     grid("simulator against witness", ["quantity", "simulated", "measured", "error", "threshold", "verdict"], [
@@ -319,3 +369,24 @@ def decoding(transcript: Transcript, pairs: list[Pair]) -> None:
     out.print(render(transcript, colour=out.color_system is not None), soft_wrap=True)
     out.print()
     grid("", ["", "simulated", "measured", ""], [[p.quantity, p.simulated, p.measured, p.note] for p in pairs])
+
+
+def calibration(found: Calibration, files: tuple[Path, ...]) -> None:
+    """What was measured of this machine, with its range, by threads, and where it lies."""
+    scales = {
+        "memory_Bps": (1e9, "memory (GB/s)"), "onchip_Bps": (1e9, "cache (GB/s)"), "onchip_bytes": (1e6, "cache (MB)"),
+        "peak_flops": (1e9, "products (GFLOP/s)"), "pack_s": (1e-9, "packing (ns a number)"),
+        "step_s": (1e-6, "host, a pass (us)"), "layer_s": (1e-6, "host, a layer (us)"),
+        "sequence_s": (1e-6, "host, a sequence (us)"),
+    }  # fmt: skip
+    rows: list[list[Any]] = []
+    for key, value in asdict(found.machine).items():
+        by, name = scales.get(key, (1.0, f"{key}, share of peak"))
+        rows.append([name, *(v / by for v in (value, *found.ranges[key]))])
+    grid("this machine, as NumPy uses it", ["", "value", "low", "high"], rows)
+    console().print()
+    tables = found.by_threads
+    grid("GB/s of a stream, GFLOP/s of a product (rows x k x n)", ["", *(f"{n} threads" for n in tables)], [
+        [size, *(table[size] for table in tables.values())] for size in next(iter(tables.values()))
+    ])  # fmt: skip
+    console().print(f"hardware: {files[0]}\nengine: {files[1]}")

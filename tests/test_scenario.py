@@ -252,6 +252,15 @@ def test_a_damaged_trace_ends_the_run_as_partial(tmp_path: Path, rows: str, said
     assert re.search(said, run.notes[0])
 
 
+def test_a_row_with_absurd_samples_ends_the_run_as_partial(tmp_path: Path) -> None:
+    """A billion samples of one prompt would be a billion objects."""
+    trace = tmp_path / "t.csv"
+    trace.write_text("arrival_s,prompt_tokens,output_tokens,samples\n0,10,5,1\n1,10,5,2\n2,10,5,1000000000\n")
+    run = small(workload={"trace": str(trace)})
+    assert run.metrics["requests"]["finished"] == 2
+    assert not run.complete and "samples: 1000000000: must be a whole number >= 1 and <= 65536" in run.notes[0]
+
+
 def test_memory_that_runs_short_ends_the_run_as_partial(monkeypatch: pytest.MonkeyPatch) -> None:
     """What has arrived is served; the note says that there would have been more."""
     calls = iter([False, False, True, True])

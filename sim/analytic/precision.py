@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -34,11 +35,28 @@ class Format:
         return self.stored_bits / 8
 
 
+SPELLED = re.compile(r"([1-9]|1[0-6])bit(?:\+([1-9]\d{0,5})/([1-9]\d{0,6}))?")
+
+
+class _Formats(dict[str, Format]):
+    """The named formats, and any other spelled by its numbers: ``3bit``, or ``3bit+19/64`` (19 bits shared by 64)."""
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (isinstance(name, str) and SPELLED.fullmatch(name) is not None)
+
+    def __missing__(self, name: str) -> Format:
+        found = SPELLED.fullmatch(name)
+        if found is None:
+            raise KeyError(name)
+        bits, overhead, block = found.groups()
+        return Format(name, int(bits), int(overhead or 0), int(block or 0))
+
+
 # Blocks: OCP microscaling v1.0 (32 numbers, 8-bit scale), NVFP4 (16, 8-bit), GPTQ/AWQ g128 (16-bit scale, 4-bit zero
 # point). BitNet's ternary numbers are stored in two bits.
 FORMATS: Mapping[str, Format] = MappingProxyType(
-    {
-        f.name: f
+    _Formats(
+        (f.name, f)
         for f in (
             Format("fp32", 32),
             Format("tf32", 32),
@@ -54,10 +72,16 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             Format("mxfp4", 4, 8, 32),
             Format("ternary", 2),
         )
-    }
+    )
 )
 # Formats that differ in storage only: the device is asked for the rate of the format on the right.
 _MULTIPLIES_AS = {"mxfp8": "fp8", "int4_g128": "int4"}
+
+
+def _multiplies_as(name: str) -> str:
+    if SPELLED.fullmatch(name):
+        return next(wide for wide, bits in (("int4", 4), ("int8", 8), ("bf16", 16)) if FORMATS[name].bits <= bits)
+    return _MULTIPLIES_AS.get(name, name)
 
 
 def number_format(name: str, key: str = "format") -> Format:
@@ -79,6 +103,7 @@ class Precision:
     ``weights``. ``compute``: what products of a linear layer multiply in; by default the wider of weights and
     activations, so that int4 weights with bf16 activations run at the bf16 rate. W8A8 is
     ``Precision("fp8", "bf16", compute="fp8")``: activations are 16 bits between ops and 8 inside a product.
+    ``output`` and ``embedding``: the output head's matrix and the embedding table, where they differ from ``head``.
     """
 
     weights: str = "bf16"
@@ -87,10 +112,12 @@ class Precision:
     head: str | None = None
     experts: str | None = None
     compute: str | None = None
+    output: str | None = None
+    embedding: str | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for a name that is no number format."""
-        for key in ("weights", "activations", "kv", "head", "experts", "compute"):
+        for key in ("weights", "activations", "kv", "head", "experts", "compute", "output", "embedding"):
             name = getattr(self, key)
             if name is not None:
                 number_format(name, key)
@@ -109,18 +136,19 @@ class Precision:
             return self.experts or stored_experts or self.weights
         if name.startswith(("attn.", "cross.", "mlp.", "moe.shared")):
             return self.weights
-        return self.head_format
+        apart = {"logits": self.output, "embed": self.embedding}.get(name)
+        return apart or self.head_format
 
     def product_format(self, weight_format: str) -> str:
         """Format that a product with weights of ``weight_format`` multiplies in; the device may fall back further."""
         if self.compute is not None and FORMATS[weight_format].bits <= FORMATS[self.weights].bits:
-            return _MULTIPLIES_AS.get(self.compute, self.compute)
+            return _multiplies_as(self.compute)
         wider = max(weight_format, self.activations, key=lambda name: FORMATS[name].bits)
         if FORMATS[weight_format].bits == FORMATS[self.activations].bits:
             wider = weight_format
-        return _MULTIPLIES_AS.get(wider, wider)
+        return _multiplies_as(wider)
 
     @property
     def attention_format(self) -> str:
         """Format of the products with keys and values: that of the activations."""
-        return _MULTIPLIES_AS.get(self.activations, self.activations)
+        return _multiplies_as(self.activations)

@@ -1,39 +1,55 @@
-"""From probes to the numbers of a profile: peaks, bandwidths, efficiencies, host time, each with its interval.
+"""From times to the numbers of a profile: peak, bandwidths, efficiencies, host time, each with its interval.
 
-The formulas are those of the roofline that will use the numbers (sim/analytic/roofline.py), solved for one unknown
-at a time; the interval is the range over repeats of everything.
+With p = 1 (a NumPy product overlaps nothing) the roofline of sim/analytic/roofline.py is linear in the reciprocals of
+its rates. So the simulator's own counts of each timed step are its features, and the rates come from non-negative least
+squares of relative errors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from math import exp, log
 
 import numpy as np
+from numpy.typing import NDArray
 
+from sim.analytic.memory import weight_bytes
+from sim.analytic.model import ModelShape
 from sim.analytic.ops import Op, ops
 from sim.analytic.precision import Precision
-from sim.analytic.work import Work
 from sim.calibration import probes
-from sim.validation.stand_in import dense
+from sim.calibration.cases import Case
+from sim.calibration.session import Session
+from sim.variants.packed_products import PackedProducts
 
+Floats = NDArray[np.float64]
 FP32 = Precision("fp32", "fp32", "fp32")
-TYPICAL_LAYERS = 4  # the host's time for a sequence grows with layers; the engine profile has one number
+FEATURES = (
+    "matmul", "elementwise", "decode_attention", "prefill_attention",  # FLOPs
+    "memory", "onchip",  # bytes
+    "pack",  # numbers
+    "step", "layer", "sequence",  # times
+)  # fmt: skip
+SMALLEST_GAIN = 1e-9
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What was measured, in SI units; efficiencies are shares of ``peak_flops``.
+    """What was measured, in SI units. Efficiencies are shares of ``peak_flops``, the best rate of a bare product.
 
-    ``pack_s``: seconds to lay one number of a matrix out before a product with many rows.
+    ``memory_share``: bandwidth that the executor sees over ``memory_Bps``, that of a bare stream. ``pack_s``: seconds
+    to lay one number of a matrix out before a product with many rows.
     """
 
     memory_Bps: float
     onchip_Bps: float
     onchip_bytes: float
     peak_flops: float
+    memory_share: float
     pack_s: float
+    matmul: float
     elementwise: float
     decode_attention: float
     prefill_attention: float
@@ -42,102 +58,122 @@ class Machine:
     sequence_s: float
 
 
-def fit(seconds: Mapping[str, float]) -> Machine:
-    """The machine behind one set of probe times (seconds by name). Raises ValueError where they make no sense."""
-    stream = {mb: mb * 1e6 / seconds[f"stream.{mb}"] for mb in probes.STREAM_MB}
-    fast, slow = float(np.median([stream[mb] for mb in probes.STREAM_MB[1:4]])), stream[probes.STREAM_MB[-1]]
-    fast = max(fast, slow)
-    peak, pack_s = _products(seconds)
-    caches = [_cache_share(i, seconds, peak) for i in range(len(probes.CACHES))]
-    squares = [_square_share(i, seconds, peak) for i in range(len(probes.SQUARES))]
-    machine = Machine(
+def features(shape: ModelShape, case: Case, resident: bool) -> Floats:
+    """The simulator's counts of one step by FEATURES; ``resident``: the weights stay in the cache."""
+    counts = dict.fromkeys(FEATURES, 0.0)
+    work = case.work
+    for op in PackedProducts().rewrite(ops(shape, FP32, work, attention="standard"), work):
+        group = op.terms
+        counts[group] += float(op.layers * op.flops)
+        counts["pack"] += float(op.layers * op.inputs) if group == "matmul" else 0.0
+        weights, kv = (float(op.layers * b) for b in (op.weight_bytes, op.kv_read_bytes + op.kv_write_bytes))
+        counts["memory"] += kv if resident else kv + weights
+        counts["onchip"] += weights if resident and _bound_by_weights(op) else 0.0
+    counts |= {"step": 1.0, "layer": len(shape.layers), "sequence": case.batch}
+    return np.array([counts[name] for name in FEATURES])
+
+
+def _bare(product: tuple[int, int, int]) -> Floats:
+    """The counts of a product alone, [m, k] @ [k, n]."""
+    m, k, n = product
+    counts = {"matmul": 2.0 * m * k * n, "pack": float(k * n)}
+    return np.array([counts.get(name, 0.0) for name in FEATURES])
+
+
+def fit(repeat: Mapping[str, float], steps: Mapping[Case, float]) -> Machine:
+    """The machine behind probe times and step times (seconds). Raises ValueError where they make no sense."""
+    if not all(0 < t < np.inf for t in (*repeat.values(), *steps.values())):
+        raise ValueError("calibration: a measurement took no time, or no end of it; run it again")
+    stream = {mb: mb * 1e6 / repeat[f"stream.{mb}"] for mb in probes.STREAM_MB}
+    slow = stream[probes.STREAM_MB[-1]]
+    fast = max(slow, float(np.median([stream[mb] for mb in probes.STREAM_MB[1:4]])))
+    peak = max(2.0 * m * k * n / repeat[f"rate.{m}.{k}.{n}"] for m, k, n in probes.RATES)
+    onchip_bytes = _capacity(stream, (fast * slow) ** 0.5)
+    rows = [features(case.shape, case, _held(case.shape) <= onchip_bytes) for case in steps]
+    took = [*steps.values(), *(repeat[f"rate.{m}.{k}.{n}"] for m, k, n in probes.RATES)]
+    cost = dict(zip(FEATURES, nonnegative(np.array([*rows, *map(_bare, probes.RATES)]), np.array(took)), strict=True))
+    peak = max(peak, 1 / cost["matmul"] if cost["matmul"] else 0.0)  # a bare product pays for packing too
+    share = {name: _share(cost[name], peak) for name in FEATURES[:4]}
+    found = Machine(
         memory_Bps=slow,
-        onchip_Bps=fast,
-        onchip_bytes=_capacity(stream, (fast * slow) ** 0.5),
+        onchip_Bps=1 / cost["onchip"] if cost["onchip"] else fast,
+        onchip_bytes=onchip_bytes,
         peak_flops=peak,
-        pack_s=pack_s,
-        elementwise=_share(_layer_flops() / _more(seconds, "layer", probes.LAYER_ROWS), peak),
-        decode_attention=float(np.median(caches)),
-        prefill_attention=float(np.median(squares)),
-        **_host(seconds),
+        memory_share=_share(cost["memory"], slow),
+        pack_s=cost["pack"],
+        **share,
+        step_s=cost["step"],
+        layer_s=cost["layer"],
+        sequence_s=cost["sequence"],
     )
-    broken = [name for name, value in asdict(machine).items() if not (np.isfinite(value) and value >= 0)]
-    if broken or not peak > 0:
-        raise ValueError(f"calibration: {', '.join(broken) or 'peak_flops'}: the probes contradict each other; run it again")
-    return machine
+    if broken := [name for name, value in asdict(found).items() if not (np.isfinite(value) and value >= 0)]:
+        raise ValueError(f"calibration: {', '.join(broken)}: the measurements make no sense; run it again")
+    return found
 
 
-def fit_all(repeats: Sequence[Mapping[str, float]]) -> tuple[Machine, dict[str, tuple[float, float]]]:
-    """The machine behind the medians of several sets of probes, and the range of every number over the sets."""
-    middle = fit({name: float(np.median([r[name] for r in repeats])) for name in repeats[0]})
-    each = [asdict(fit(r)) for r in repeats] + [asdict(middle)]
+def fit_session(session: Session, cases: Sequence[Case]) -> tuple[Machine, dict[str, tuple[float, float]]]:
+    """The machine behind the best of all repeats of the probes and of ``cases``, and the range of each repeat's own."""
+    times = session.times(cases)
+    middle = fit(_best(session.probes), {case: min(t) for case, t in times.items()})
+    own = [fit(p, {case: t[i] for case, t in times.items()}) for i, p in enumerate(session.probes)]
+    each = [asdict(m) for m in (*own, middle)]
     return middle, {name: (min(m[name] for m in each), max(m[name] for m in each)) for name in each[0]}
 
 
-def _more(seconds: Mapping[str, float], name: str, sizes: tuple[int, int]) -> float:
-    """How much longer the larger of two sizes takes: what is left of the host's code cancels."""
-    return max(seconds[f"{name}.{sizes[1]}"] - seconds[f"{name}.{sizes[0]}"], 1e-9)
+def nonnegative(rows: Floats, seconds: Floats) -> Floats:
+    """``x >= 0`` that minimises the squared relative errors of ``rows @ x`` against ``seconds``; [n, f], [n] -> [f].
+
+    Lawson and Hanson's active set (Solving Least Squares Problems, 1974, chapter 23), columns scaled to 1: the column
+    that would help most enters; when one would turn negative, it leaves. Columns that are all zero stay at zero.
+    """
+    scaled = rows / seconds[:, None]
+    size = np.sqrt((scaled**2).sum(axis=0))
+    size[size == 0] = np.inf
+    scaled, aim = scaled / size, np.ones(len(rows))
+    x, used = np.zeros(rows.shape[1]), np.zeros(rows.shape[1], dtype=bool)
+    for _ in range(10 * len(x)):
+        gain = np.where(used, -np.inf, scaled.T @ (aim - scaled @ x))
+        if not gain.max() > SMALLEST_GAIN:
+            break
+        used[int(gain.argmax())] = True
+        while True:
+            trial = np.zeros(len(x))
+            trial[used] = np.linalg.lstsq(scaled[:, used], aim, rcond=None)[0]
+            if (trial[used] > 0).all():
+                break
+            low = used & (trial <= 0)
+            step = float(np.min(x[low] / np.maximum(x[low] - trial[low], 1e-300)))
+            x = x + step * (trial - x)
+            used &= x > 1e-12
+        x = trial
+    return np.asarray(x / size)
 
 
-def _share(rate: float, peak: float) -> float:
-    return float(np.clip(rate / peak, 2e-4, 1.0))
+def _best(repeats: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: min(r[name] for r in repeats) for name in repeats[0]}
 
 
-def _products(seconds: Mapping[str, float]) -> tuple[float, float]:
-    """Peak rate and packing time: least squares of ``t = flops / peak + weights * pack``, errors relative."""
-    shapes = [("rate", s) for s in probes.RATES] + [("pack", s) for s in probes.PACKS]
-    took = np.array([seconds[f"{kind}.{m}.{k}.{n}"] for kind, (m, k, n) in shapes])
-    terms = np.array([(2.0 * m * k * n, float(k * n)) for _, (m, k, n) in shapes])
-    solved, *_ = np.linalg.lstsq(terms / took[:, None], np.ones(len(took)), rcond=None)
-    return float(1 / max(solved[0], 1e-18)), float(max(solved[1], 0.0))
+def _share(cost: float, peak: float) -> float:
+    """A rate, given as its reciprocal, as a share of a peak; 1 where it costs nothing that could be seen."""
+    return float(np.clip(1 / (cost * peak), 2e-4, 1.0)) if cost > 0 else 1.0
+
+
+def _held(shape: ModelShape) -> float:
+    """Bytes of the model's weights."""
+    return sum(weight_bytes(shape, FP32).values())
+
+
+def _bound_by_weights(op: Op) -> bool:
+    """Whether reading the weights takes longer than multiplying with them: one row."""
+    return bool(op.terms == "matmul" and op.inner and op.flops and not np.any(op.inputs) and op.weight_bytes)
 
 
 def _capacity(stream: Mapping[int, float], between_Bps: float) -> float:
     """Bytes at which the streaming rate crosses from the cache's to the memory's, interpolated in logarithms."""
     sizes = list(stream)
-    for small, large in zip(sizes[:-1], sizes[1:], strict=True):
+    for small, large in pairwise(sizes):
         a, b = stream[small], stream[large]
         if a >= between_Bps > b and large > 4:
             along = log(a / between_Bps) / log(a / b)
             return exp(log(small * 1e6) + along * log(large / small))
     return sizes[-1] * 1e6
-
-
-def _layer_flops() -> float:
-    """FLOPs of the elementwise probe, docs/conventions.md, of the rows by which its two sizes differ."""
-    d, width, heads, kv_heads, dim = probes.LAYER
-    few, many = probes.LAYER_ROWS
-    return float((many - few) * (2 * 4 * d + 5 * width + 3 * (heads + kv_heads) * dim))
-
-
-def _cache_share(i: int, seconds: Mapping[str, float], peak: float) -> float:
-    sequences, heads, kv_heads, dim = probes.CACHES[i]
-    few, many = (Work.decode(sequences, length + 1) for length in probes.CONTEXTS)
-    flops = _attention_flops(heads, kv_heads, dim, many) - _attention_flops(heads, kv_heads, dim, few)
-    return _share(flops / _more(seconds, f"cache.{i}", probes.CONTEXTS), peak)
-
-
-def _square_share(i: int, seconds: Mapping[str, float], peak: float) -> float:
-    sequences, heads, kv_heads, dim = probes.SQUARES[i]
-    few, many = (Work.prefill(sequences, n) for n in probes.SQUARE)
-    flops = _attention_flops(heads, kv_heads, dim, many) - _attention_flops(heads, kv_heads, dim, few)
-    return _share(flops / _more(seconds, f"square.{i}", probes.SQUARE), peak)
-
-
-def _attention_flops(heads: int, kv_heads: int, dim: int, work: Work) -> float:
-    """Scores, softmax and values of one layer, by the simulator's own ops."""
-    shape = dense(heads * dim, 1, heads, kv_heads, 8, 8)
-    return float(sum(op.flops for op in ops(shape, FP32, work, attention="standard") if _is_attention(op)))
-
-
-def _is_attention(op: Op) -> bool:
-    return op.name in ("attn.scores", "attn.softmax", "attn.values")
-
-
-def _host(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Host time of a pass, of a layer and of a sequence: ``a + b*layers + c*sequences + e*layers*sequences``."""
-    cells = probes.EMPTY
-    terms = np.array([(1.0, layers, batch, layers * batch) for layers, batch in cells])
-    took = np.array([seconds[f"empty.{layers}.{batch}"] for layers, batch in cells])
-    a, b, c, e = np.linalg.solve(terms, took)
-    return {"step_s": max(a, 0.0), "layer_s": max(b, 0.0), "sequence_s": max(c + e * TYPICAL_LAYERS, 0.0)}

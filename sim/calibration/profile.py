@@ -60,20 +60,26 @@ def engine_profile(machine: Machine, ranges: Intervals, facts: Mapping[str, Any]
         "plan_ahead": 0,
         "defaults": {"scheduler": None, "token_budget": None, "max_sequences": None, "memory_fraction": None},
         "provenance": facts["how"],
-        "notes": "the witness (sim/reference); host time of a sequence is that of a model of four layers",
-        "interval": {key: [_round(ends * 1e6) for ends in ranges[field]] for key, field in host.items()},
+        "notes": "the witness (sim/reference); host time of a sequence is an average over models of two to six layers",
+        "interval": {key: [_round(end * 1e6) for end in ranges[field]] for key, field in host.items()},
     }
     check_engine(profile, str(profile["name"]))
     return profile
 
 
 def _terms(group: str, machine: Machine, ranges: Intervals) -> dict[str, Any]:
-    """Fitted terms of one kind of kernel, float32."""
+    """Fitted terms of one kind of kernel, float32; compute and memory do not overlap (p = 1)."""
+    given = {"compute": _round(getattr(machine, group)), "memory": _round(machine.memory_share), "overlap_p": 1.0}
+    interval = {"compute": _ends(ranges[group]), "memory": _ends(ranges["memory_share"])}
     if group == "matmul":
-        pack = [_round(ends * machine.memory_Bps) for ends in ranges["pack_s"]]
-        return {**TERMS, "quantise": _round(machine.pack_s * machine.memory_Bps), "interval": {"quantise": pack}}
-    share = [_round(ends) for ends in ranges[group]]
-    return {**TERMS, "compute": _round(getattr(machine, group)), "interval": {"compute": share}}
+        given["quantise"] = _round(machine.pack_s * machine.memory_Bps)
+        low, high = ranges["pack_s"]
+        interval["quantise"] = _ends((low * machine.memory_Bps, high * machine.memory_Bps))
+    return {**TERMS, **given, "interval": interval}
+
+
+def _ends(span: tuple[float, float]) -> list[float]:
+    return [_round(end) for end in span]
 
 
 def _source(key: str, how: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ class Stopwatch:
     """
 
     wall: bool = False
-    budget_s: float = 0.03
+    budget_s: float = 0.01
 
     def now(self) -> float:
         """Seconds of the clock in use."""

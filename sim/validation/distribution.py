@@ -84,7 +84,8 @@ def tiny_pair(seed: int = 0) -> tuple[Transformer, Transformer]:
 def compare(prompts: int = 24, tokens: int = 16, draws: int = 4000, seed: int = 0) -> list[Row]:
     """Greedy identity on the trained pair; chi-square of all four-token continuations of a tiny pair, by gamma."""
     share = identical_share(named("primary", True), named("drafter", True), held_out("a", prompts), tokens, gamma=4)
-    rows = [Row("distribution", f"greedy tokens equal to the target's, {prompts * tokens} of them", 1.0, share, 1 - share, 0.0)]
+    what = f"share of {prompts * tokens} greedy tokens equal to the target's"
+    rows = [Row("distribution", what, 1.0, share, 1 - share, 0.0)]
     target, draft = tiny_pair(seed)
     exact = continuations(target, PROMPT, 4)
     for gamma in (1, 3):

@@ -1,4 +1,4 @@
-"""Counts of real decoding: trained models and shapes of every kind, autoregressive and speculative, chunked and ragged."""
+"""Counts of real decoding: trained models and shapes of every kind, plain and speculative, chunked and ragged."""
 
 from __future__ import annotations
 
@@ -80,12 +80,11 @@ def _shapes(seed: int) -> Iterator[tuple[str, Tally, Tally]]:
     """Windows, grouped heads, norms after blocks, experts: what the family does not have."""
     near, far = Attention(4, 2, 6, 6, window=5), Attention(4, 2, 6, 6, qk_norm=6)
     experts = Ffn(10, experts=6, experts_per_token=2)
+    biased = Layer(replace(far, qkv_bias=True, out_bias=True, rope=False), Ffn(10, False, True))
     shapes = {
         "windows and post-norms": ModelShape("w", 16, 31, (Layer(near, Ffn(10), 4), Layer(far, Ffn(10), 4))),
         "experts": ModelShape("e", 16, 31, (Layer(far, experts), Layer(far, experts))),
-        "biases and LayerNorm": ModelShape(
-            "b", 16, 31, (Layer(replace(far, qkv_bias=True, out_bias=True, rope=False), Ffn(10, False, True)),), norm="layer"
-        ),
+        "biases and LayerNorm": ModelShape("b", 16, 31, (biased,), norm="layer"),
     }
     for name, shape in shapes.items():
         model = stand_in(shape, seed, kind=Watched)

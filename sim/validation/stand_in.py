@@ -57,8 +57,10 @@ class _Draw:
 
     def norm(self, key: str) -> dict[str, Array]:
         d = self.shape.d_model
-        bias = {f"{key}.bias": self.normal(d) / 4} if self.shape.norm_vectors == 2 else {}
-        return {key: np.ones(d, np.float32), **bias}
+        out: dict[str, Array] = {key: np.ones(d, np.float32)}
+        if self.shape.norm_vectors == 2:
+            out[f"{key}.bias"] = self.normal(d) / np.float32(4)
+        return out
 
     def layer(self, key: str, layer: Layer) -> dict[str, Array]:
         kind, d = layer.attention, self.shape.d_model

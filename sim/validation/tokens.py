@@ -108,8 +108,9 @@ class Plan:
     seed: int = 0
 
 
-def compare(plan: Plan = Plan()) -> list[Row]:  # noqa: B008  # frozen
+def compare(plan: Plan | None = None) -> list[Row]:
     """One row a gamma and kind: tokens a round simulated from text A and measured on text B, threshold the interval."""
+    plan = plan or Plan()
     target, draft = named(plan.target), named(plan.draft)
     first, second = held_out("a", plan.prompts), held_out("b", plan.prompts)
     betas = measure_betas(target, draft, first, plan.tokens, plan.temperature, plan.seed)
