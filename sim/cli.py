@@ -328,6 +328,7 @@ def validate(
 def calibrate(
     here: Annotated[bool, typer.Option("--here", help="Measure this machine (the only one there is).")] = False,
     out: Annotated[str, typer.Option(help="Hardware profile to write; the engine's lies beside it.")] = "here.yaml",
+    device: Annotated[str, typer.Option(help="cpu (NumPy), cuda (a GPU through torch), torch-cpu.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, max=1024, help="BLAS threads; with 1, CPU time is measured.")] = 1,
     repeats: Annotated[int, typer.Option(min=1, max=100, help="Of everything; intervals are their range.")] = 3,
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier profile.")] = False,
@@ -338,6 +339,9 @@ def calibrate(
 
     from sim import show
     from sim.calibrate import calibrate as measure
+    from sim.calibrate import on_torch
+    from sim.calibration.torch_device import require
+    from sim.validation.seconds import rows, steps
 
     path = Path(out)
     if not here:
@@ -346,11 +350,19 @@ def calibrate(
         raise ValueError(f"--out: {out}: a profile's name ends in .yaml")
     if path.exists() and not overwrite:
         raise ValueError(f"--out: {out} exists; add --overwrite, or choose another name")
-    found = measure(path.stem, date.today().year, threads, repeats)
+    require(device)
+    sizes = path.stem, date.today().year, threads, repeats
+    found = measure(*sizes) if device == "cpu" else on_torch(device, *sizes)
+    judged = [] if device == "cpu" else rows(steps(found.session))
     files = found.save(path)
-    show.as_json({"machine": found.machine, "ranges": found.ranges, "rates": found.by_threads}) if as_json else (
+    if as_json:
+        said = {"machine": found.machine, "ranges": found.ranges, "rates": found.by_threads}
+        show.as_json({**said, **({"judged": [vars(r) for r in judged]} if judged else {})})
+    elif device == "cpu":
         show.calibration(found, files)
-    )
+    else:
+        show.validation(judged)
+        typer.echo(f"hardware: {files[0]}\nengine: {files[1]}")
 
 
 @reference_app.command("models")
