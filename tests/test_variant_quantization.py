@@ -266,6 +266,8 @@ def test_smaller_tiles_lose_more() -> None:
         ({"weights": 9}, "weights: 9: bits of linear codes are 2"),
         ({"weights": True}, "weights: True"),
         ({"weights": "4"}, "weights: '4'"),
+        ({"weights": 2.0}, "weights: 2.0: bits of linear codes are 2"),
+        ({"head": 4.0}, "head: 4.0"),
         ({"weights": 4, "codebook": "kmean"}, "codebook: 'kmean'.*did you mean 'kmeans'"),
         ({"weights": 4, "group": 0}, "group: 0"),
         ({"weights": 4, "group": "row"}, "group: 'row': must be tensor, channel"),

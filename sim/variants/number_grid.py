@@ -94,7 +94,7 @@ def check_grid(key: str, grid: Grid) -> Grid:
         near = suggest(grid.codebook, CODEBOOKS)
         raise ValueError(f"{key}.codebook: {shown(grid.codebook)}: must be one of {', '.join(CODEBOOKS)}{near}")
     widths = CODEBOOKS[grid.codebook].widths
-    if isinstance(grid.bits, bool) or grid.bits not in widths:
+    if type(grid.bits) is not int or grid.bits not in widths:  # True and 2.0 are equal to widths, but are none
         raise ValueError(f"{key}: {shown(grid.bits)}: bits of {grid.codebook} codes are {', '.join(map(str, widths))}")
     sized = isinstance(grid.group, int) and not isinstance(grid.group, bool) and 1 <= grid.group <= 4096
     if not sized and grid.group not in ("tensor", "channel"):
