@@ -13,7 +13,7 @@ from sim.account import request_joules
 __all__ = ["FINISHED", "STATUS", "request_columns"]
 
 STATUS = ("finished", "rejected", "failed", "partial")  # by the recorder's number
-FINISHED, REJECTED = 0, 1
+FINISHED = 0
 MS = 1e-6  # milliseconds in a nanosecond
 
 

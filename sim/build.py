@@ -24,6 +24,7 @@ from sim.serving.kv import KvBudget, Span
 from sim.serving.luck import Luck
 from sim.serving.replica import Setup
 from sim.serving.rounds import Rounds
+from sim.variants import build as build_variants
 from workloads import models
 from workloads.errors import shown
 
@@ -62,7 +63,7 @@ def build_scenario(scenario: Scenario, stepping: bool = False) -> Built:
     shapes = (target, *(_draft_shape(name, target) for name in policy.drafts))
     precision = load_precision(scenario)
     layout = Layout(**scenario.layout.model_dump())
-    variants = [build("sim.variants", f"variants[{i}]", _variant(v)) for i, v in enumerate(scenario.variants)]
+    variants = build_variants(scenario.variants)
     costs = _costs(shapes, device, precision, layout, variants)
     scheduler = _scheduler(scenario, engine)
     budget = _budget(scenario, engine, device, costs, scheduler)
@@ -102,9 +103,15 @@ def load_device(name: str) -> Device:
 def load_engine(name: str) -> Engine:
     """The engine of a shipped profile or of a file. Raises ValueError naming ``engine``."""
     try:
-        return Engine.from_profile(hardware_profiles.engine(name))
+        engine = Engine.from_profile(hardware_profiles.engine(name))
     except ValueError as error:
         raise ValueError(f"engine: {error}") from None
+    for key, value in (
+        ("request_ms", engine.request_s), ("cached_token_us", engine.cached_token_s), ("plan_ahead", engine.plan_ahead)
+    ):  # fmt: skip
+        if value:
+            raise ValueError(f"engine: {name}: {key}: no run simulates this term yet; allowed: 0")
+    return engine
 
 
 def load_precision(scenario: Scenario) -> Precision:
@@ -145,16 +152,8 @@ def _draft_shape(name: str, target: ModelShape) -> ModelShape:
     return draft
 
 
-def _variant(spec: Any) -> Any:
-    """``{quantization: {bits: 4}}`` as name and options."""
-    if isinstance(spec, Mapping) and len(spec) == 1 and "name" not in spec:
-        name, options = next(iter(spec.items()))
-        return {"name": name, **(options or {})}
-    return spec
-
-
 def _costs(
-    shapes: tuple[ModelShape, ...], device: Device, precision: Precision, layout: Layout, variants: list[Any]
+    shapes: tuple[ModelShape, ...], device: Device, precision: Precision, layout: Layout, variants: tuple[Any, ...]
 ) -> tuple[PassCost, ...]:
     """The drafts claim on-chip memory first: they are the small ones, and they run most often."""
     costs: list[PassCost] = []

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sim.build import build_scenario
+import hardware_profiles
+from sim.build import build_scenario, load_engine
 from sim.run import Result, simulate
 from sim.scenario import MOST_REPLICAS, Scenario, override, schema, shipped_scenarios
 
@@ -407,3 +408,12 @@ def test_schema_and_loader_agree_on_workloads(workload: dict[str, object], good:
     else:
         with pytest.raises(ValueError):
             next(iter(_Traffic(Scenario.parse(data)).arrivals()))
+
+
+@pytest.mark.parametrize("key", ["request_ms", "cached_token_us", "plan_ahead"])
+def test_an_engine_term_that_no_run_simulates_is_refused(tmp_path: Path, key: str) -> None:
+    """Better refused than left out of the answer without a word."""
+    profile = {**hardware_profiles.engine("ideal"), "name": "mine", key: 1}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(profile))
+    with pytest.raises(ValueError, match=f"^engine: .*mine.yaml: {key}: no run simulates this term yet"):
+        load_engine(str(tmp_path / "mine.yaml"))

@@ -18,7 +18,6 @@ __all__ = ["Driver", "Op", "ops"]
 
 Count = Any  # an int, or an array of shape [rounds]
 Driver = str | tuple[str, int]
-Half = Literal["decode", "prefill"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,8 @@
-"""Units, converted once: decimal GB beside binary GiB, and numbers with their unit for messages."""
+"""Numbers with their unit, for messages."""
 
 from __future__ import annotations
 
-KB, MB, GB, TB = 1e3, 1e6, 1e9, 1e12
-KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 NS, US, MS = 1e-9, 1e-6, 1e-3
-GIGA, TERA, PETA = 1e9, 1e12, 1e15
-
 _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
