@@ -19,7 +19,7 @@ from sim.analytic.cost import PassCost
 from sim.analytic.ops import Op
 from sim.analytic.roofline import CAUSES, hbm_bytes, joules, kernels, on_device, onchip_bytes
 from sim.analytic.work import Work, pairs_of, reads_of
-from sim.policies import PromptPart, Windows
+from sim.policies import Pass, PromptPart, Windows
 from sim.serving.rounds import Rounds
 
 __all__ = ["SECONDS", "Accounts", "Prompted", "account", "leap_rows", "request_joules"]
@@ -64,11 +64,15 @@ def account(rounds: Rounds, leaps: Columns, chunks: Columns) -> Accounts:
     reads = np.zeros((2, n))
     books = [_Book(cost) for cost in rounds.costs]
     prompts = Prompted.of(leap_rows(leaps, chunks), chunks, n)
+    host_s = np.zeros(n)
     for rows, decoding, reading in _blocks(leaps):
         part = prompts.only(rows) if reading else None
-        _add_block(rounds, books, leaps, rows, part, decoding, totals, reads)
+        passes, seats = _passes(rounds, leaps, rows, part, decoding)
+        _add_block(books, passes, seats, rows, totals, reads)
+        sequences = (leaps["seats"] + leaps["chunks"])[rows]
+        host_s[rows] = rounds.host_s(sequences, seats if decoding else None, rounds.layers_run(passes))
     totals *= leaps["rounds"]
-    return _scaled(rounds, leaps, totals, reads, prompts.tokens)
+    return _scaled(rounds, leaps, totals, reads, host_s, prompts.tokens)
 
 
 def leap_rows(leaps: Columns, parts: Columns, number: str = "leap") -> Ints:
@@ -152,27 +156,27 @@ def _blocks(leaps: Columns) -> Iterator[tuple[Ints, bool, bool]]:
             yield rows[start : start + BLOCK], decode, read
 
 
-def _add_block(
-    rounds: Rounds,
-    books: Sequence[_Book],
-    leaps: Columns,
-    rows: Ints,
-    prompts: Prompted | None,
-    decoding: bool,
-    totals: Floats,
-    reads: Floats,
-) -> None:
-    """Put the mean round of the leaps ``rows`` into ``totals`` [ROWS, leaps] and ``reads`` [context, bytes]."""
+def _passes(
+    rounds: Rounds, leaps: Columns, rows: Ints, prompts: Prompted | None, decoding: bool
+) -> tuple[list[Pass], Any]:
+    """The passes of the mean round of the leaps ``rows``, and how many decode in each."""
     seats: Any = leaps["seats"][rows] if decoding else 0
     sums: Any = None
     if decoding:
         names = [name for name in leaps if name.startswith("sum_")]
         sums = np.stack([leaps[name][rows] for name in names]) / leaps["rounds"][rows]
+    return list(rounds.policy.passes(seats, sums, prompts, rounds.windows)), seats
+
+
+def _add_block(
+    books: Sequence[_Book], passes: Sequence[Pass], seats: Any, rows: Ints, totals: Floats, reads: Floats
+) -> None:
+    """Put the mean round of the leaps ``rows`` into ``totals`` [ROWS, leaps] and ``reads`` [context, bytes]."""
     met: set[int] = set()
     block = np.zeros((len(ROWS), len(rows)))
-    for one in rounds.policy.passes(seats, sums, prompts, rounds.windows):
+    for one in passes:
         block += books[one.model].rows(one.work)
-        if decoding and one.model not in met:
+        if np.ndim(seats) and one.model not in met:
             met.add(one.model)
             reads[:, rows] += _cached(one.work, seats, books[one.model].cost, one.model == 0)
     totals[:, rows] = block
@@ -247,11 +251,12 @@ class _Book:
         return [*bound.causes().values(), *(layers * c for c in counts), energy, bound.compute_s]
 
 
-def _scaled(rounds: Rounds, leaps: Columns, totals: Floats, reads: Floats, prefill_tokens: Ints) -> Accounts:
+def _scaled(
+    rounds: Rounds, leaps: Columns, totals: Floats, reads: Floats, host_s: Floats, prefill_tokens: Ints
+) -> Accounts:
     """Add host time, make the causes add up to the leap, add static power."""
-    host = np.array([rounds.host_s(int(s)) for s in range(int((leaps["seats"] + leaps["chunks"]).max(initial=0)) + 1)])
     seconds = dict(zip(CAUSES, totals, strict=False))
-    seconds["host"] = host[leaps["seats"] + leaps["chunks"]] * leaps["rounds"]
+    seconds["host"] = host_s * leaps["rounds"]
     duration_s = leaps["duration_ns"] * 1e-9
     raw = sum(seconds.values())
     scale = duration_s / np.where(raw > 0, raw, duration_s)

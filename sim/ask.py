@@ -113,7 +113,7 @@ def explain(
     batch: int = 1,
     prompt: int = 1024,
     context: int = 1024,
-    draft: PassCost | None = None,
+    draft_bytes: float = 0.0,
     variants: Sequence[Any] = (),
 ) -> Explanation:
     """Say what fits, what binds and what saturates first; see :class:`Explanation`.
@@ -128,8 +128,8 @@ def explain(
     cost = PassCost(shape, device, precision, layout, variants=variants)
     engine = engine or Engine("ideal")
     fraction = memory_fraction if memory_fraction is not None else engine.memory_fraction or 1.0
-    budget = _budget(cost, draft, fraction, max(prompt, engine.token_budget or 0), batch)
-    works = _works(shape, batch, prompt, context)
+    budget = _budget(cost, draft_bytes, fraction, max(prompt, engine.token_budget or 0), batch)
+    works = _works(cost.shape, batch, prompt, context)
     host_s = engine.step_s + engine.layer_s * len(shape.layers)
     fits = int(budget.kv_pool_bytes // sequence_bytes(cost, context, prompt if shape.encoder else 0))
     return Explanation(
@@ -248,12 +248,12 @@ def _merge(a: OpView, b: OpView) -> OpView:
     )
 
 
-def _budget(cost: PassCost, draft: PassCost | None, fraction: float, tokens: int, rows: int) -> MemoryBudget:
+def _budget(cost: PassCost, draft_bytes: float, fraction: float, tokens: int, rows: int) -> MemoryBudget:
     return memory_budget(
         cost.device.name,
         cost.device.memory_bytes,
         cost.bytes_weights,
-        draft_bytes=0.0 if draft is None else draft.bytes_weights,
+        draft_bytes=draft_bytes,
         workspace_bytes=cost.workspace_bytes(tokens, rows),
         memory_fraction=fraction,
     )

@@ -5,18 +5,19 @@ Everything that can be wrong with a scenario is found here or in ``sim/scenario.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import hardware_profiles
+from sim import names
 from sim.analytic.config import shape_from_config
 from sim.analytic.cost import Layout, MemoryBudget, PassCost, memory_budget
 from sim.analytic.hardware import Device, Engine
 from sim.analytic.model import ModelShape
 from sim.analytic.precision import Precision, number_format
 from sim.plugin import build, discover
-from sim.policies import Policy, Windows
+from sim.policies import Model, Policy, Windows
 from sim.routers import Router
 from sim.scenario import Scenario
 from sim.schedulers import Scheduler
@@ -25,6 +26,7 @@ from sim.serving.luck import Luck
 from sim.serving.replica import Setup
 from sim.serving.rounds import Rounds
 from sim.variants import build as build_variants
+from sim.variants import check_clashes
 from workloads import models
 from workloads.errors import shown
 
@@ -52,6 +54,7 @@ class Built:
 
 def build_scenario(scenario: Scenario, stepping: bool = False) -> Built:
     """Look up and put together. Raises ValueError naming key and value, DoesNotFit with the arithmetic."""
+    scenario = expanded(scenario)
     target = load_shape(scenario.model, "model")
     if not target.layers or target.encoder:
         raise ValueError(
@@ -60,14 +63,14 @@ def build_scenario(scenario: Scenario, stepping: bool = False) -> Built:
     device = load_device(scenario.hardware)
     engine = load_engine(scenario.engine)
     policy = build("sim.policies", "policy", _with_draft(scenario.policy, target))
-    shapes = (target, *(_draft_shape(name, target) for name in policy.drafts))
     precision = load_precision(scenario)
     layout = Layout(**scenario.layout.model_dump())
-    variants = build_variants(scenario.variants)
-    costs = _costs(shapes, device, precision, layout, variants)
+    members = _members(policy, target, build_variants(scenario.variants))
+    shapes = tuple(member.shape for member in members)
+    costs = _costs(members, device, precision, layout)
     scheduler = _scheduler(scenario, engine)
-    budget = _budget(scenario, engine, device, costs, scheduler)
-    setup = _setup(scenario, shapes, policy, scheduler, engine, costs, budget, stepping)
+    budget = _budget(scenario, engine, device, members, costs, scheduler)
+    setup = _setup(scenario, members, policy, scheduler, engine, costs, budget, stepping)
     setup.scheduler.decode_seats(policy.tokens_per_round)
     resolved = scenario.model_copy(
         update={
@@ -80,6 +83,37 @@ def build_scenario(scenario: Scenario, stepping: bool = False) -> Built:
     return Built(
         resolved, shapes, device, engine, precision, layout, policy, scheduler, router, costs, budget, setup
     )
+
+
+def expanded(scenario: Scenario) -> Scenario:
+    """The scenario with a name of the field under ``policy`` spelled out (sim/names.py). Raises ValueError."""
+    policy, variants = names.expand(scenario.policy, scenario.variants)
+    return scenario.model_copy(update={"policy": policy, "variants": variants})
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model of the replica: its shape before variants, all variants in order, how many of them the target has too.
+
+    ``own_kv``: it keeps a cache of its own. A member that ``is_target`` holds the target's weights, and only what its
+    own variants add or copy is counted once more.
+    """
+
+    shape: ModelShape
+    variants: tuple[Any, ...]
+    own_kv: bool = True
+    is_target: bool = False
+
+    def own_bytes(self, cost: PassCost, target: PassCost) -> float:
+        """Bytes of weights that it needs in memory beside the target's.
+
+        A slice of the target (every variant of its own is ``nested``) reads weights that are there already; what its
+        variants add under names of their own is counted, and so is a whole copy in another format.
+        """
+        own = self.variants[len(target.variants) :]
+        if not self.is_target or not all(getattr(variant, "nested", False) for variant in own):
+            return cost.bytes_weights
+        return sum(size for op, size in cost.weight_bytes_by_op.items() if op not in target.weight_bytes_by_op)
 
 
 def load_shape(name: str, key: str) -> ModelShape:
@@ -140,6 +174,23 @@ def _may_draft(draft: ModelShape, target: ModelShape) -> bool:
     return bool(draft.layers) and not draft.encoder and abs(draft.vocab - target.vocab) <= 0.01 * target.vocab
 
 
+def _members(policy: Policy, target: ModelShape, variants: tuple[Any, ...]) -> tuple[Member, ...]:
+    """The target and what the policy runs beside it. Raises ValueError."""
+    check_clashes([policy, *variants])
+    return (Member(target, variants), *(_member(draft, target, variants) for draft in policy.drafts))
+
+
+def _member(draft: str | Model, target: ModelShape, variants: tuple[Any, ...]) -> Member:
+    model = Model(draft) if isinstance(draft, str) else draft
+    specs = [v for v in model.variants if isinstance(v, str | Mapping)]
+    built = iter(build_variants(specs, key="policy.draft.variants"))
+    own = tuple(next(built) if isinstance(v, str | Mapping) else v for v in model.variants)
+    if model.name is None:
+        check_clashes([*variants, *own])
+        return Member(target, (*variants, *own), model.own_kv, True)
+    return Member(_draft_shape(model.name, target), own, model.own_kv)
+
+
 def _draft_shape(name: str, target: ModelShape) -> ModelShape:
     draft = load_shape(name, "policy.draft")
     if not draft.layers or draft.encoder:
@@ -153,15 +204,15 @@ def _draft_shape(name: str, target: ModelShape) -> ModelShape:
 
 
 def _costs(
-    shapes: tuple[ModelShape, ...], device: Device, precision: Precision, layout: Layout, variants: tuple[Any, ...]
+    members: tuple[Member, ...], device: Device, precision: Precision, layout: Layout
 ) -> tuple[PassCost, ...]:
     """The drafts claim on-chip memory first: they are the small ones, and they run most often."""
     costs: list[PassCost] = []
     claim = 0.0
-    for shape in reversed(shapes):
-        cost = PassCost(shape, device, precision, layout, variants=variants if shape is shapes[0] else ())
+    for member in reversed(members):
+        cost = PassCost(member.shape, device, precision, layout, variants=member.variants)
         if claim:
-            cost = PassCost(shape, device, precision, layout, variants=cost.variants, onchip_claim=claim)
+            cost = PassCost(member.shape, device, precision, layout, variants=cost.variants, onchip_claim=claim)
         claim += cost.bytes_weights if cost.placement.resident else 0.0
         costs.append(cost)
     return tuple(reversed(costs))
@@ -186,7 +237,12 @@ def _fraction(scenario: Scenario, engine: Engine) -> float:
 
 
 def _budget(
-    scenario: Scenario, engine: Engine, device: Device, costs: tuple[PassCost, ...], scheduler: Scheduler
+    scenario: Scenario,
+    engine: Engine,
+    device: Device,
+    members: tuple[Member, ...],
+    costs: tuple[PassCost, ...],
+    scheduler: Scheduler,
 ) -> MemoryBudget:
     """Memory of one device of the replica; the workspace holds the widest activations of a full round."""
     tokens = getattr(scheduler, "token_budget", getattr(scheduler, "max_sequences", 256))
@@ -194,7 +250,7 @@ def _budget(
         device.name,
         device.memory_bytes,
         costs[0].bytes_weights,
-        draft_bytes=sum(c.bytes_weights for c in costs[1:]),
+        draft_bytes=sum(m.own_bytes(c, costs[0]) for m, c in zip(members[1:], costs[1:], strict=True)),
         workspace_bytes=max(_workspace_bytes(c, tokens) for c in costs),
         memory_fraction=_fraction(scenario, engine),
     )
@@ -212,7 +268,7 @@ def _workspace_bytes(cost: PassCost, tokens: int) -> float:
 
 def _setup(
     scenario: Scenario,
-    shapes: tuple[ModelShape, ...],
+    members: tuple[Member, ...],
     policy: Policy,
     scheduler: Scheduler,
     engine: Engine,
@@ -220,27 +276,27 @@ def _setup(
     budget: MemoryBudget,
     stepping: bool,
 ) -> Setup:
-    windows: tuple[Windows, ...] = tuple(shape.windows for shape in shapes)
-    max_context = shapes[0].max_context
+    windows: tuple[Windows, ...] = tuple(cost.shape.windows for cost in costs)
+    max_context = costs[0].shape.max_context
     reserve = scenario.kv.reserve_tokens
     if reserve is not None and reserve < 2:
         raise ValueError(f"kv.reserve_tokens: {reserve} leaves no room for a prompt and a token")
     kv = KvBudget(
         int(budget.kv_pool_bytes),
-        _spans(costs),
+        _spans([cost for member, cost in zip(members, costs, strict=True) if member.own_kv]),
         block_tokens=scenario.kv.block_tokens,
         mode=scenario.kv.mode,
         reserve_tokens=reserve or max_context,
         watermark=scenario.kv.watermark,
         lookahead=policy.tokens_per_round,
     )
-    rounds = Rounds(policy, costs, engine, windows, len(shapes[0].layers))
+    rounds = Rounds(policy, costs, engine, windows, tuple(len(cost.shape.layers) for cost in costs))
     if scenario.kv.mode == "reserved":
         max_context = min(max_context, kv.reserve_tokens - policy.tokens_per_round + 1)
     return Setup(rounds, policy, windows, scheduler, kv, Luck(scenario.seed), max_context, stepping)
 
 
-def _spans(costs: tuple[PassCost, ...]) -> tuple[Span, ...]:
+def _spans(costs: Sequence[PassCost]) -> tuple[Span, ...]:
     """One pool for every model and attention kind; bytes a token are rounded up to whole ones."""
     return tuple(
         Span(-int(-size // 1), window)

@@ -430,7 +430,7 @@ class _Parts:
         from sim.build import build_scenario, load_device, load_engine, load_precision, load_shape
 
         self.shape = load_shape(scenario.model, "model")
-        self.draft, self.variants = None, ()
+        self.draft_bytes, self.variants = 0.0, ()
         if self.shape.encoder or not self.shape.layers:
             self.device, self.engine = load_device(scenario.hardware), load_engine(scenario.engine)
             self.precision, self.layout = load_precision(scenario), Layout(**scenario.layout.model_dump())
@@ -441,7 +441,7 @@ class _Parts:
             built.device, built.engine, built.precision, built.layout,
         )  # fmt: skip
         self.memory_fraction = built.scenario.kv.memory_fraction
-        self.draft = built.costs[1] if len(built.costs) > 1 else None
+        self.draft_bytes = dict(built.budget.lines)["draft weights"]
         self.variants = built.costs[0].variants
 
 
@@ -454,8 +454,8 @@ def _explained(
     parts = _parts(file, settings)
     answer: Explanation = _named(file, lambda: ask(
         parts.shape, parts.device, parts.precision, parts.layout, engine=parts.engine,
-        memory_fraction=parts.memory_fraction, batch=batch, prompt=prompt, context=context, draft=parts.draft,
-        variants=parts.variants,
+        memory_fraction=parts.memory_fraction, batch=batch, prompt=prompt, context=context,
+        draft_bytes=parts.draft_bytes, variants=parts.variants,
     ))  # fmt: skip
     return answer, parts
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sim import names
 from sim.analytic.cost import PassCost
 from sim.analytic.work import Work
 from sim.axes import Axis
@@ -68,6 +69,8 @@ class Spread:
     Means over ``ROUNDS`` rounds then miss a survival vector by at most 1/(2 ROUNDS) in each entry. Takes the place of
     the addressed draws of a sample (``sim.policies.Draws``).
     """
+
+    prompt = 0
 
     def __init__(self) -> None:
         self._kept: dict[str, Floats] = {}
@@ -260,8 +263,9 @@ def _passes(policy: Policy, batch: Ints, totals: Any, windows: tuple[Windows, ..
 
 def _round_s(rounds: Rounds, policy: Policy, batch: Ints, totals: Floats) -> Floats:
     """Seconds of a round with these mean totals; shape [points]."""
-    total: Any = rounds.host_s(batch) + np.zeros(batch.shape)
-    for one in _passes(policy, batch, totals, rounds.windows):
+    passes = list(_passes(policy, batch, totals, rounds.windows))
+    total: Any = rounds.host_s(batch, batch, rounds.layers_run(passes)) + np.zeros(batch.shape)
+    for one in passes:
         seconds = _pass_s(rounds.costs[one.model], one.work)
         for step in seconds if seconds.ndim == 2 else [seconds]:  # added in order: the same bits alone and in a grid
             total = total + step
@@ -317,9 +321,10 @@ class _Known:
         for setting in settings:
             override(data, setting)
         said = plain({"policy": data.get("policy", PLAIN.name)}, "--over")["policy"]
+        said, added = names.expand(said, [])
         policy: Policy = build("sim.policies", "policy", said)
         rest = (s for s in settings if not s.startswith("policy"))
-        key = "\n".join([*rest, type(policy).__name__, *policy.drafts])
+        key = "\n".join([*rest, type(policy).__name__, *map(repr, (*policy.drafts, *added))])
         if key not in self._built:
             self._built[key] = build_scenario(Scenario.parse(data, "--over") if settings else self.scenario)
         return self._built[key], policy

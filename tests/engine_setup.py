@@ -167,7 +167,7 @@ class Case:
         )
         bumpy = tuple(BumpyCost(700.0 / (1 + 3 * i), 13.0 / (1 + i), self.quantum_ns) for i in range(len(models)))
         engine = Engine("test", step_s=self.host_s, sequence_s=self.host_s / 16)
-        rounds = Rounds(self.policy, self.real or bumpy, engine, models, 2)  # type: ignore[arg-type]
+        rounds = Rounds(self.policy, self.real or bumpy, engine, models, (2,) * len(models))  # type: ignore[arg-type]
         return Setup(rounds, self.policy, models, self.scheduler, book, Luck(self.seed), self.max_context, stepping)
 
     def closed_loop(self) -> ClosedLoop | None:

@@ -229,7 +229,7 @@ class SlowReplica:
     def _draw(self, job: Job, sample: Sample) -> tuple[int, ...]:
         """Ask the policy for this one round; returns the sample's share of every channel in it."""
         policy, left = self.setup.policy, job.request.output - sample.emitted
-        one = policy.future(self.setup.luck.of(job.request.id, sample.number), sample.round, left)
+        one = policy.future(self.setup.luck.of(job.request.id, sample.number, job.request.prompt), sample.round, left)
         gain, kept, drafted = int(one.gains[0]), int(one.kept[0]), int(one.drafted[0])
         assert 1 <= gain <= left and 0 <= kept <= drafted
         sample.drawn.append((gain, kept, drafted))

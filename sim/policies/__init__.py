@@ -22,7 +22,15 @@ Totals = IntArray | list[int]
 
 
 class Draws(Protocol):
-    """Addressed uniforms of one sample: see sim/serving/luck.py."""
+    """Addressed uniforms of one sample: see sim/serving/luck.py. ``prompt``: tokens of the sample's prompt.
+
+    Before its decode round with e tokens out, the first of them from the prefill, prompt + e - 1 tokens are cached.
+    """
+
+    @property
+    def prompt(self) -> int:
+        """Prompt tokens of the sample's request."""
+        ...
 
     def uniforms(self, purpose: str, start: int, count: int) -> NDArray[np.float64]:
         """``count`` draws in [0, 1) for own decode rounds ``start, start + 1, ...``."""
@@ -63,8 +71,27 @@ class Pass(NamedTuple):
     work: Work
 
 
+@dataclass(frozen=True)
+class Model:
+    """A further model that a policy runs: ``name`` of a shape, None for the target itself.
+
+    ``variants`` rewrite it (specs as in a scenario, or variants that are built already), the target's own ones before
+    them where it is the target. ``own_kv`` False: it reads and writes the target's KV cache and keeps none of its own.
+    """
+
+    name: str | None
+    variants: tuple[Any, ...] = ()
+    own_kv: bool = True
+
+
 class Policy(Protocol):
-    """What the engine asks of a policy. ``windows`` are the attention kinds of each model it runs, target first."""
+    """What the engine asks of a policy. ``windows`` are the attention kinds of each model it runs, target first.
+
+    It may also have ``linear`` (passes are linear in seats and totals, always the same ones), ``host_s`` (host seconds
+    of a round with decodes, and of each decoding sequence: look-ups, trees), ``quality`` (sim/quality.py; absent where
+    it is lossless), ``clashes`` (variants it cannot go with, and why) and ``settled(context)``, the policy as it is at
+    one context where acceptance depends on it.
+    """
 
     @property
     def name(self) -> str:
@@ -77,8 +104,8 @@ class Policy(Protocol):
         ...
 
     @property
-    def drafts(self) -> tuple[str, ...]:
-        """Names of further models that the policy runs; model 1, 2, ... of its passes."""
+    def drafts(self) -> tuple[str | Model, ...]:
+        """Further models that the policy runs, a bare name for a model as it is; model 1, 2, ... of its passes."""
         ...
 
     def future(self, draws: Draws, start: int, remaining: int) -> Future:

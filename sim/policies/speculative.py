@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.analytic.work import Work, pairs_of, reads_of
-from sim.policies import NO_PROMPTS, Draws, Future, IntArray, Pass, Prompts, Totals, Windows
+from sim.policies import NO_PROMPTS, Draws, Future, IntArray, Model, Pass, Prompts, Totals, Windows
 from sim.policies.acceptance import Walk, survival_vector, walk
+from sim.policies.drafting import model_of
 
 
 class _Course(NamedTuple):
@@ -33,19 +34,18 @@ class _Course(NamedTuple):
 
 @dataclass(frozen=True)
 class Speculative:
-    """``draft``: a model by name or path, ``auto`` for the smallest shipped one with the target's vocabulary;
-    ``gamma``: drafted tokens a round; ``acceptance``: see acceptance.py.
+    """``draft``: a model by name or path, ``auto`` for the smallest shipped one with the target's vocabulary, or any
+    model with variants (sim/policies/drafting.py); ``gamma``: drafted tokens a round; ``acceptance``: see acceptance.py.
     """
 
     name: ClassVar[str] = "speculative"
     linear: ClassVar[bool] = True
-    draft: str = "auto"
+    draft: Any = "auto"
     gamma: int = 4
     acceptance: Any = field(default=0.8)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.draft, str) or not self.draft:
-            raise ValueError(f"policy.draft: {self.draft!r} is not the name or path of a model")
+        _ = self.drafts
         if isinstance(self.gamma, bool) or not isinstance(self.gamma, int) or not 1 <= self.gamma <= 64:
             raise ValueError(f"policy.gamma: {self.gamma!r} is not a whole number from 1 to 64")
         _ = self.survival
@@ -66,9 +66,9 @@ class Speculative:
         return self.gamma + 1
 
     @property
-    def drafts(self) -> tuple[str, ...]:
+    def drafts(self) -> tuple[str | Model, ...]:
         """One draft model."""
-        return (self.draft,)
+        return (model_of(self.draft),)
 
     @property
     def expected_tokens(self) -> float:

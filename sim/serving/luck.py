@@ -61,9 +61,9 @@ class Luck:
         self.key = mix(seed + GOLDEN)
         self._tiles: dict[tuple[Any, ...], Any] = {}
 
-    def of(self, request: int, sample: int = 0) -> Draws:
-        """The draws of one sample of a request."""
-        return Draws(self, request, sample)
+    def of(self, request: int, sample: int = 0, prompt: int = 0) -> Draws:
+        """The draws of one sample of a request with so many prompt tokens."""
+        return Draws(self, request, sample, prompt)
 
     def tile(self, block: int, sample: int, purpose: str) -> NDArray[np.float64]:
         """The first ``ROUNDS`` draws of ``NEIGHBOURS`` requests; shape [NEIGHBOURS, ROUNDS]."""
@@ -89,11 +89,15 @@ class Luck:
 
 
 class Draws(NamedTuple):
-    """Uniforms of one sample, addressed by purpose and by the sample's own decode round."""
+    """Uniforms of one sample, addressed by purpose and by the sample's own decode round.
+
+    ``prompt``: tokens of its prompt, for policies whose luck depends on the context; no draw does.
+    """
 
     luck: Luck
     request: int
     sample: int
+    prompt: int = 0
 
     def uniforms(self, purpose: str, start: int, count: int) -> NDArray[np.float64]:
         """``count`` draws in [0, 1) for rounds ``start, start + 1, ...``; shape [count], not to be written to."""

@@ -240,7 +240,7 @@ class Replica:
         futures, parts = [], []
         shared = setup.kv.shared_bytes(request.prompt, sequence.seats)
         for member in sequence.members:
-            draws = setup.luck.of(request.id, member.sample)
+            draws = setup.luck.of(request.id, member.sample, request.prompt)
             emitted = member.emitted + ahead
             future = setup.policy.future(draws, member.round, request.output - emitted)
             context = request.prompt + emitted - 1

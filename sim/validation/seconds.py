@@ -74,7 +74,7 @@ def steps(session: Session) -> list[Step]:
 def simulator(shape: ModelShape, device: Device, engine: Engine) -> Rounds:
     """The simulator of the NumPy executor: scores written out, weights packed, autoregressive."""
     cost = PassCost(shape, device, FP32, attention="standard", variants=[PackedProducts()])
-    return Rounds(Autoregressive(), (cost,), engine, (shape.windows,), len(shape.layers))
+    return Rounds(Autoregressive(), (cost,), engine, (shape.windows,), (len(shape.layers),))
 
 
 def predicted_s(case: Case, rounds: Rounds) -> float:

@@ -16,7 +16,7 @@ from sim.analytic.ops import Op
 from sim.analytic.precision import Precision
 from sim.analytic.work import Work
 
-__all__ = ["METHODS", "Variant", "build"]
+__all__ = ["METHODS", "Variant", "build", "check_clashes"]
 
 METHODS = ("reshape", "reformat", "resident", "rewrite")
 
@@ -26,6 +26,10 @@ class Variant(Protocol):
 
     Counts of rewritten ops stay elementwise functions of the columns that their ``driver`` names, so that a round
     costs the same alone and among others. Attention ops that stay linear in pairs, reads and tokens stay fast.
+
+    It may also have ``quality`` (sim/quality.py; absent where it is lossless), ``clashes`` (names of variants and
+    policies that it cannot go with, and why) and ``nested`` (True: a slice of the model, whose weights are the
+    model's own; what it adds in ``resident`` under new names is counted).
     """
 
     name: ClassVar[str]
@@ -47,23 +51,34 @@ class Variant(Protocol):
         ...
 
 
-def build(specs: Sequence[Any], package: str = "sim.variants") -> tuple[Any, ...]:
-    """The variants that a scenario's ``variants:`` list asks for, each a name or ``{name: {option: value}}``.
+def build(specs: Sequence[Any], package: str = "sim.variants", key: str = "variants") -> tuple[Any, ...]:
+    """The variants that a scenario's list under ``key`` asks for, each a name or ``{name: {option: value}}``.
 
-    Raises ValueError naming entry, value and what is allowed.
+    Raises ValueError naming entry, value and what is allowed, or which two do not go together, and why.
     """
     if isinstance(specs, (str, Mapping)) or not isinstance(specs, Sequence):
-        raise ValueError(f"variants: {specs!r} must be a list of names or of NAME: {{options}}")
-    return tuple(plugin.build(package, f"variants[{i}]", _named(i, spec)) for i, spec in enumerate(specs))
+        raise ValueError(f"{key}: {specs!r} must be a list of names or of NAME: {{options}}")
+    built = tuple(plugin.build(package, f"{key}[{i}]", _named(f"{key}[{i}]", spec)) for i, spec in enumerate(specs))
+    check_clashes(built, key)
+    return built
 
 
-def _named(index: int, spec: Any) -> Any:
+def check_clashes(plugins: Sequence[Any], key: str = "variants") -> None:
+    """Raise ValueError where one of them says (``clashes``: name -> reason) that it cannot go with another."""
+    for one in plugins:
+        clashes: Mapping[str, str] = getattr(one, "clashes", {})
+        for other in plugins:
+            if other is not one and other.name in clashes:
+                raise ValueError(f"{key}: {one.name} cannot go with {other.name}: {clashes[other.name]}")
+
+
+def _named(entry: str, spec: Any) -> Any:
     """``{name: {options}}`` as the mapping with a ``name`` key that plug-ins are built from."""
     if isinstance(spec, str) or (isinstance(spec, Mapping) and "name" in spec):
         return spec
     if not isinstance(spec, Mapping) or len(spec) != 1:
-        raise ValueError(f"variants[{index}]: {spec!r} must be a name or NAME: {{options}}")
+        raise ValueError(f"{entry}: {spec!r} must be a name or NAME: {{options}}")
     [(name, options)] = spec.items()
     if options is not None and not isinstance(options, Mapping):
-        raise ValueError(f"variants[{index}].{name}: {options!r} must be a mapping of options")
+        raise ValueError(f"{entry}.{name}: {options!r} must be a mapping of options")
     return {**(options or {}), "name": name}
