@@ -342,6 +342,26 @@ def _distilbert(keys: Keys, name: str) -> ModelShape:
     return _encoder(keys, name, width, [Layer(attention, ffn)] * _depth(keys, "n_layers"), {})
 
 
+def _vit(keys: Keys, name: str) -> ModelShape:
+    """ViT with its classifier: pre-norm, a token a patch and one more. Patches are projected by the embedding's matrix,
+    whose product is counted as a gather (under 1 % of the FLOPs).
+    """
+    width, patch = keys.whole("hidden_size"), keys.whole("patch_size", 16)
+    attention = _biased(keys.whole("num_attention_heads"), width, keys, "num_attention_heads", causal=False)
+    ffn = Ffn(keys.whole("intermediate_size"), False, True, keys.text("hidden_act", "gelu"))
+    tokens = keys.share("patch_size", patch, "image_size", keys.whole("image_size", 224)) ** 2 + 1
+    labels = keys.whole("num_labels", 1000, least=0)
+    small = {"positions": tokens * width, "tokens.class": width, "embed.bias": width}
+    shape = _encoder(keys, name, width, [Layer(attention, ffn)] * _depth(keys), {})
+    return replace(
+        shape,
+        vocab=keys.whole("num_channels", 3) * patch * patch,
+        final_norm=True,
+        max_context=tokens,
+        extra=(*small.items(), ("classifier", (width + 1) * labels)),
+    )
+
+
 FAMILIES: dict[str, Callable[[Keys, str], ModelShape]] = {
     "llama": _llama,
     "mistral": _mistral,
@@ -363,4 +383,5 @@ FAMILIES: dict[str, Callable[[Keys, str], ModelShape]] = {
     "t5": _t5,
     "bert": _bert,
     "distilbert": _distilbert,
+    "vit": _vit,
 }

@@ -3,12 +3,16 @@
 Leviathan, Kalman and Matias 2023 (arXiv 2211.17192); Chen et al. 2023 (arXiv 2302.01318). A round is gamma draft passes
 over one token each and one target pass over gamma + 1; it emits the accepted prefix and one token of the target's own.
 After a round that accepts everything, the draft has not yet seen its last token: its next first pass takes two.
+
+DistillSpec (Zhou et al. 2023, arXiv 2310.08461) is the same with a draft trained on the target's outputs: nothing but
+``acceptance`` changes. ``lenience`` l accepts x with probability min(1, p(x) / (l q(x))) (Leviathan et al., appendix
+A.5): more is kept, and the output is no longer the target's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,8 +21,15 @@ from numpy.typing import NDArray
 
 from sim.analytic.work import Work, pairs_of, reads_of
 from sim.policies import NO_PROMPTS, Draws, Future, IntArray, Model, Pass, Prompts, Totals, Windows
-from sim.policies.acceptance import Walk, survival_vector, walk
+from sim.policies.acceptance import Walk, at_lenience, by_context, survival_vector, walk
+from sim.policies.by_context import ByContext
+from sim.policies.checks import number, whole
 from sim.policies.drafting import model_of
+from sim.quality import LOSSLESS, Quality
+
+LENIENT = Quality(
+    None, "no token is likelier than 1/lenience times what the target gives it", "arXiv 2211.17192, appendix A.5"
+)
 
 
 class _Course(NamedTuple):
@@ -35,7 +46,8 @@ class _Course(NamedTuple):
 @dataclass(frozen=True)
 class Speculative:
     """``draft``: a model by name or path, ``auto`` for the smallest shipped one with the target's vocabulary, or any
-    model with variants (sim/policies/drafting.py); ``gamma``: drafted tokens a round; ``acceptance``: see acceptance.py.
+    model with variants (sim/policies/drafting.py); ``gamma``: drafted tokens a round; ``acceptance``: see
+    acceptance.py; ``lenience``: 1 is lossless, less needs an acceptance measured with it (kind ``lenient``).
     """
 
     name: ClassVar[str] = "speculative"
@@ -43,22 +55,44 @@ class Speculative:
     draft: Any = "auto"
     gamma: int = 4
     acceptance: Any = field(default=0.8)
+    lenience: float = 1.0
 
     def __post_init__(self) -> None:
         _ = self.drafts
-        if isinstance(self.gamma, bool) or not isinstance(self.gamma, int) or not 1 <= self.gamma <= 64:
-            raise ValueError(f"policy.gamma: {self.gamma!r} is not a whole number from 1 to 64")
+        whole(self.gamma, "policy.gamma", 1, 64)
+        number(self.lenience, "policy.lenience", 0.001, 1.0)
         _ = self.survival
 
     @cached_property
     def survival(self) -> NDArray[np.float64]:
         """P(at least k drafted tokens are kept), k = 1..gamma; shape [gamma], not increasing."""
-        return survival_vector(self.acceptance, self.gamma)
+        return survival_vector(self._accepted, self.gamma)
 
     @cached_property
-    def walk(self) -> Walk | None:
-        """Where acceptance depends on the place in a text (kind ``empirical``): that text; else None."""
-        return walk(self.acceptance, self.gamma)
+    def walk(self) -> Walk | ByContext | None:
+        """What a sequence walks along where acceptance depends on the place in a text or on the context; else None."""
+        return walk(self._accepted, self.gamma) or by_context(self._accepted, self.gamma)
+
+    @cached_property
+    def _accepted(self) -> Any:
+        spec = at_lenience(self.acceptance, self.lenience)
+        if self.lenience < 1.0 and walk(spec, self.gamma):
+            raise ValueError("policy.acceptance.kind: 'empirical' replays the target's own text; lenience must be 1")
+        return spec
+
+    def settled(self, context: int) -> Speculative:
+        """The same with the acceptance of this context."""
+        if not isinstance(self.walk, ByContext):
+            return self
+        here: Any = {"kind": "survival", "vector": self.walk.at(context).tolist()}
+        if self.lenience < 1.0:
+            here = {"kind": "lenient", "measured": [{"lenience": self.lenience, "acceptance": here}]}
+        return replace(self, acceptance=here)
+
+    @property
+    def quality(self) -> Quality:
+        """Lossless unless lenient; then a bound is known and no loss."""
+        return LOSSLESS if self.lenience == 1.0 else LENIENT
 
     @property
     def tokens_per_round(self) -> int:
@@ -69,6 +103,11 @@ class Speculative:
     def drafts(self) -> tuple[str | Model, ...]:
         """One draft model."""
         return (model_of(self.draft),)
+
+    @cached_property
+    def shares_kv(self) -> bool:
+        """The draft works on the target's cache: it reads no prompts, and has never anything to catch up."""
+        return any(isinstance(draft, Model) and not draft.own_kv for draft in self.drafts)
 
     @property
     def expected_tokens(self) -> float:
@@ -100,6 +139,8 @@ class Speculative:
     def _behind(self, kept: IntArray) -> IntArray:
         """1 in rounds after one that kept every draft: the draft model has not seen its last token; shape kept."""
         behind = np.zeros_like(kept)
+        if self.shares_kv:
+            return behind
         np.equal(kept[..., :-1], self.gamma, out=behind[..., 1:], casting="unsafe")
         return behind
 
@@ -111,9 +152,9 @@ class Speculative:
                 return course
             guess = min(2 * guess, remaining)
 
-    def _walked(self, along: Walk, draws: Draws, start: int, remaining: int) -> Future:
-        """The same along a text from an addressed place, which is walked from its first round whatever ``start`` is."""
-        offset = int(draws.uniforms("offset", 0, 1)[0] * along.tokens)
+    def _walked(self, along: Walk | ByContext, draws: Draws, start: int, remaining: int) -> Future:
+        """The same along a text or a growing context, walked from the sequence's first round whatever ``start`` is."""
+        offset = along.first(draws)
         guess = start + min(max(8, int(1.3 * remaining / self.expected_tokens)), remaining)
         while True:
             kept = np.array(along.kept(offset, draws.uniforms("acceptance", 0, guess).tolist()), dtype=np.int64)[start:]
@@ -168,7 +209,9 @@ class Speculative:
     def _draft_passes(
         self, seats: Any, totals: Totals | None, prompts: Prompts | None, windows: tuple[Windows, ...]
     ) -> Iterable[Pass]:
-        part = prompts.part(windows[1]) if prompts else NO_PROMPTS
+        part = prompts.part(windows[1]) if prompts and not self.shares_kv else NO_PROMPTS
+        if totals is None and self.shares_kv:
+            return
         if totals is None:
             yield Pass(1, Work(part.tokens, 0, None, None, part.pairs, part.reads, part.tokens))
             return

@@ -190,11 +190,16 @@ class Transformer(Blocks):
             raise ValueError(f"layers: {layers} is not allowed, the model has 1..{len(self.shape.layers)}")
         return replace(self, shape=replace(self.shape, layers=self.shape.layers[:layers]))
 
-    def sliced(self, width: int) -> Transformer:
-        """MatFormer (arXiv 2310.07707): the model of the first ``width`` hidden units of every dense FFN."""
+    def sliced(self, widths: int | Sequence[int]) -> Transformer:
+        """MatFormer (arXiv 2310.07707): the model of the first hidden units of every dense FFN.
+
+        ``widths``: one for all layers, or one for each. Weights are views and the meter is shared. Raises ValueError
+        for widths that the model does not have.
+        """
         weights = dict(self.weights)
-        layers = []
-        for i, layer in enumerate(self.shape.layers):
+        layers: list[Layer] = []
+        each = [widths] * len(self.shape.layers) if isinstance(widths, int) else widths
+        for i, (layer, width) in enumerate(zip(self.shape.layers, each, strict=True)):
             if layer.ffn.experts or not 1 <= width <= layer.ffn.width:
                 raise ValueError(f"width: {width} is not allowed in layer {i}, its dense FFN has 1..{layer.ffn.width}")
             weights |= _slice_ffn(weights, f"layers.{i}.", layer, width)

@@ -15,7 +15,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-__all__ = ["Found", "aliases", "find", "names"]
+__all__ = ["Found", "aliases", "find", "names", "released"]
 
 MAX_BYTES = 1_000_000
 SHORT = {"mistral-7b": "mistral-7b-v0.1"}
@@ -52,6 +52,11 @@ def find(name_or_path: str | PathLike[str]) -> Found:
 def names() -> list[str]:
     """The names of the shipped models, sorted."""
     return sorted(f.name.removesuffix(".json") for f in files("workloads.models").iterdir() if f.name.endswith(".json"))
+
+
+def released() -> list[str]:
+    """Those of :func:`names` whose weights were published, sorted; the others are shapes out of papers."""
+    return [name for name in names() if not find(name).config["_name_or_path"].startswith("arxiv/")]
 
 
 def aliases() -> dict[str, str]:

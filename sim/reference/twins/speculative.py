@@ -13,6 +13,7 @@ from sim.reference.checkpoint import load
 from sim.reference.decoding import Session, Tokens
 from sim.reference.sampling import Sampler
 from sim.reference.twins._chain import ChainSession, ModelDrafter
+from sim.reference.twins._shared_draft import SharedDrafter, SharedSession
 
 if TYPE_CHECKING:
     from sim.reference.transformer import Transformer
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
 class Twin:
     """``draft``: a model or the name of one; ``gamma`` drafts a round; ``lenience`` 1 is lossless, below 1 biased.
 
-    Raises ValueError for gamma below 1, lenience outside (0, 1], or a draft with another vocabulary than the target.
+    ``shared``: the draft is a slice of the target and works on the target's cache (see ``_shared_draft.py``). Raises
+    ValueError for gamma below 1, lenience outside (0, 1], or a draft with another vocabulary than the target.
     """
 
     draft: Transformer | str = "drafter"
     gamma: int = 4
     lenience: float = 1.0
+    shared: bool = False
 
     def __post_init__(self) -> None:
         """Refuse options that draft nothing or accept everything."""
@@ -44,6 +47,9 @@ class Twin:
                 f"policy speculative: draft {draft.shape.name} has vocabulary {draft.shape.vocab}, the target "
                 f"{target.shape.name} {target.shape.vocab}; allowed: one vocabulary"
             )
+        if self.shared:
+            shared = SharedDrafter(draft, self.gamma, sampler, len(prompts), seed)
+            return SharedSession(target, prompts, sampler, seed, shared, self.lenience)
         drafter = ModelDrafter(draft, self.gamma, sampler, len(prompts), seed)
         return ChainSession(target, prompts, sampler, seed, drafter, self.lenience)
 
