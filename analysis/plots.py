@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["SUFFIXES", "Point", "roofline", "save_figure", "speedup_contours", "speedup_curves"]
+__all__ = ["SUFFIXES", "Point", "roofline", "save_figure", "speedup_contours", "speedup_curves", "tuning"]
 
 SUFFIXES = (".png", ".svg", ".pdf")
 PHASE_COLOURS = {"prefill": "#d1495b", "decode": "#00798c"}
@@ -310,3 +310,26 @@ def _contour_lines(axes: Axes, xs: Any, ys: Any, z: Any, target: float | None) -
 
 def _spans_decades(values: Any) -> bool:
     return bool(min(values) > 0 and max(values) >= 50 * min(values))
+
+
+def tuning(candidates: Sequence[Any]) -> Figure:
+    """Time per token against capacity, a dot for each choice of `tune`; the best few by name, the refused ones hollow.
+
+    ``candidates``: from best to worst (``sim.tune.Candidate``).
+    """
+    figure, axes = _canvas()
+    shown = [one for one in candidates if isfinite(one.tpot_ms)]
+    for one in reversed(shown):
+        colour = OTHER_COLOURS[2] if one.why else PHASE_COLOURS["decode"]
+        filled = "none" if one.why else colour
+        axes.scatter(one.capacity_per_s, one.tpot_ms, s=24, edgecolors=colour, facecolors=filled, zorder=2)
+    for i, one in enumerate([c for c in shown if not c.why][:3]):
+        place = (8, (8, -12, 20)[i])
+        axes.annotate(f"{i + 1}. {one.choice}", (one.capacity_per_s, one.tpot_ms), xytext=place,
+                      textcoords="offset points", fontsize=8)  # fmt: skip
+    axes.set(xscale="linear", yscale="linear", xlim=(0, None), ylim=(0, None))
+    axes.set_xlabel("most requests per second of one replica")
+    axes.set_ylabel("time per output token at the load asked for (ms)")
+    axes.set_title("filled: may be recommended, from the best; hollow: refused (tune.csv says why)", fontsize=9)
+    axes.grid(alpha=0.3)
+    return figure

@@ -15,7 +15,9 @@ __all__ = ["MARK", "check_place", "csv_text", "picture_axes", "save_speedup"]
 
 MARK = "speedup.csv"
 MOST_PANELS = 6
-RESULTS = ("expected_tokens", "round_ms", "step_ms", "tokens_per_s", "speedup", "fits", "best")
+RESULTS = (
+    "expected_tokens", "round_ms", "step_ms", "tokens_per_s", "speedup", "fits", "best", "quality_loss_percent",
+)  # fmt: skip
 
 
 def check_place(folder: str, overwrite: bool = False) -> None:

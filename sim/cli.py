@@ -31,6 +31,10 @@ File = Annotated[str, typer.Argument(help="A scenario: a YAML file, or the name 
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. --set policy.gamma=3.")
 ]
+MaxQualityLoss = Annotated[
+    str | None,
+    typer.Option(metavar="PERCENT", help="What a recommended choice may lose: a number, or any.", show_default=False),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -93,11 +97,17 @@ def explain(
     batch: Annotated[int, typer.Option(min=1, help="Sequences that decode together.")] = 1,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt that is prefilled.")] = 1024,
     context: Annotated[int, typer.Option(min=1, help="Tokens that a decoding sequence attends to.")] = 1024,
+    finetune: Annotated[
+        bool, typer.Option("--finetune", help="Instead: memory to fine-tune it, steps of batch * context tokens.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """No simulation: memory, KV capacity, intensity and bound of every op, and what saturates first."""
     from sim import show
 
+    if finetune:
+        _finetuned(file, set_, batch * context, as_json)
+        return
     answer, _ = _explained(file, set_, batch, prompt, context)
     show.as_json(answer) if as_json else show.explanation(answer)
 
@@ -261,10 +271,15 @@ def speedup(
         typer.Option(help="Leviathan's c: a draft pass in autoregressive steps, instead of the device's seconds."),
     ] = None,
     verify_ratio: Annotated[float, typer.Option(help="Likewise of verification, where --cost-ratio is given.")] = 1.0,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Change the baseline: variants=[], policy=autoregressive."),
+    ] = None,
+    max_quality_loss: MaxQualityLoss = None,
     as_json: AsJson = False,
 ) -> None:
     """No simulation: speedup of the policy over autoregressive decoding, by any key, batch and context."""
-    from analysis.speedup_files import check_place, save_speedup
+    from analysis.speedup_files import check_place
     from sim import show
     from sim.axes import parse_axes
     from sim.overlay import beside, read_measured
@@ -272,55 +287,131 @@ def speedup(
     from sim.solve import target_of
     from sim.speedup import Ratio, curve
 
-    scenario, axes = Scenario.load(file, set_ or ()), parse_axes(over or ())
+    scenario, axes = Scenario.load(file, [*(set_ or ()), *_quality(max_quality_loss)]), parse_axes(over or ())
     if out is not None:
         check_place(out, overwrite)
     if for_ and solve is None:
         raise ValueError("--for: says which axis --solve looks along; give --solve speedup=X too")
     target = None if solve is None else target_of(solve)
     ratio = None if cost_ratio is None else Ratio(cost_ratio, verify_ratio)
-    found = _named(file, lambda: curve(scenario, axes, ratio))
-    answers = [] if target is None else _named(file, lambda: _solved(scenario, target, for_, found, ratio))
-    points = [] if overlay is None else beside(scenario, read_measured(overlay), found.axes, ratio)
-    files: list[str] = []
-    if out is not None:
-        title = f"{scenario.model} on {scenario.hardware}"
-        numbers = {axis.path: axis.values for axis in found.axes if axis.numeric}
-        files = save_speedup(
-            found.table, numbers, out, measured=points, target=target, title=title, overwrite=overwrite
-        )
+    found = _named(file, lambda: curve(scenario, axes, ratio, against or ()))
+    answers = [] if target is None else _named(file, lambda: _solved(scenario, target, for_, found, ratio, against))
+    points = [] if overlay is None else beside(scenario, read_measured(overlay), found.axes, ratio, against or ())
+    files = [] if out is None else _save_speedup(scenario, found, out, points, target, overwrite)
     if as_json:
         best, rows = found.row(found.best), list(found.rows())
         show.as_json({"best": best, "points": rows, "solve": answers, "measured": points})
-    else:
-        show.speedups(found, answers, target, points)
-        if out is not None:
-            typer.echo(f"wrote {', '.join(files)} into {out}")
+        return
+    show.speedups(found, answers, target, points)
+    if files:
+        typer.echo(f"wrote {', '.join(files)} into {out}")
 
 
-def _solved(scenario: Scenario, target: float, for_: list[str] | None, found: Curve, ratio: Ratio | None) -> list[Any]:
+def _save_speedup(
+    scenario: Scenario, found: Curve, out: str, points: list[Any], target: float | None, overwrite: bool
+) -> list[str]:
+    from analysis.speedup_files import save_speedup
+
+    title = f"{scenario.model} on {scenario.hardware}"
+    numbers = {axis.path: axis.values for axis in found.axes if axis.numeric}
+    return save_speedup(found.table, numbers, out, measured=points, target=target, title=title, overwrite=overwrite)
+
+
+def _quality(max_quality_loss: str | None) -> list[str]:
+    """The setting that ``--max-quality-loss`` stands for."""
+    return [] if max_quality_loss is None else [f"quality={max_quality_loss}"]
+
+
+def _solved(
+    scenario: Scenario, target: float, for_: list[str] | None, found: Curve, ratio: Ratio | None,
+    against: list[str] | None,
+) -> list[Any]:  # fmt: skip
     """An answer for each axis asked about, the others at the best point of the curve."""
     from sim.axes import Axis
     from sim.solve import solve, suggested
 
     best = found.row(found.best)
     fixed = [Axis(axis.path, (best[axis.path],)) for axis in found.axes]
-    return [solve(scenario, target, one, fixed, ratio) for one in for_ or suggested(scenario)]
+    return [solve(scenario, target, one, fixed, ratio, against or ()) for one in for_ or suggested(scenario)]
+
+
+@app.command()
+def tune(
+    file: File,
+    set_: Settings = None,
+    over: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUES", help="What to try instead of what the scenario offers: policy.gamma=1:8."),
+    ] = None,
+    objective: Annotated[str, typer.Option(help="tpot: least time per token at this load; capacity: most load.")] = (
+        "tpot"
+    ),
+    max_quality_loss: MaxQualityLoss = None,
+    memory_GB: Annotated[
+        float | None, typer.Option("--memory-GB", help="Most memory of weights and KV.", show_default=False)
+    ] = None,
+    min_capacity: Annotated[
+        float | None, typer.Option(help="Least requests per second and replica.", show_default=False)
+    ] = None,
+    mixes: Annotated[int, typer.Option(help="Mix'n'Match models to try, of a MatFormer.")] = 0,
+    check: Annotated[int, typer.Option(help="Run so many of the first.")] = 0,
+    out: Annotated[str | None, typer.Option(help="Folder for tune.csv and tune.png.", show_default=False)] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an earlier study in the folder.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Best gamma, tree, bit width, granularity for this device, load and context, and by how much it wins."""
+    from analysis.tune_files import check_place, save_tune
+    from sim import show
+    from sim.axes import parse_axes
+    from sim.scenario import Scenario
+    from sim.tune import Limits
+    from sim.tune import tune as ask
+
+    scenario, axes = Scenario.load(file, [*(set_ or ()), *_quality(max_quality_loss)]), parse_axes(over or ())
+    if out is not None:
+        check_place(out, overwrite)
+    limits = Limits(memory_GB, min_capacity)
+    found = _named(file, lambda: ask(scenario, axes, objective=objective, limits=limits, mixes=mixes, check=check))
+    files = [] if out is None else save_tune(found.candidates, out, overwrite=overwrite)
+    show.as_json({**vars(found), "best": found.best}) if as_json else show.tuned(found)
+    if files and not as_json:
+        typer.echo(f"wrote {', '.join(files)} into {out}")
 
 
 @app.command()
 def validate(
     only: Annotated[str | None, typer.Option(help="Comparisons: counts,tokens,distribution,seconds.")] = None,
+    published: Annotated[bool, typer.Option("--published", help="Published numbers beside ours instead.")] = False,
+    deck: Annotated[str | None, typer.Option(help="With --published: of one lecture, in slide order: 000.")] = None,
+    only_label: Annotated[str | None, typer.Option(help="With --published: identity, prediction, data ...")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Hold the simulator against really run models: counts, tokens, distribution, seconds. Exit status 1 on failure."""
+    """Hold the simulator against really run models, or against published numbers. Exit status 1 on failure."""
     from sim import show
     from sim.validate import COMPARISONS, chosen
     from sim.validate import validate as compare_all
 
+    if published:
+        _published(only, deck, only_label, as_json)
+        return
+    if deck is not None or only_label is not None:
+        option = "--deck" if deck is not None else "--only-label"
+        raise ValueError(f"{option}: chooses among published rows; add --published")
     rows = compare_all(chosen(only) if only is not None else COMPARISONS)
     show.as_json([{**vars(r), "passed": r.passed} for r in rows]) if as_json else show.validation(rows)
     if not all(r.passed for r in rows):
+        raise typer.Exit(1)
+
+
+def _published(only: str | None, deck: str | None, only_label: str | None, as_json: bool) -> None:
+    from sim import show
+    from sim.published import held
+
+    if only is not None:
+        raise ValueError("--only: names comparisons with run models; --published takes --deck and --only-label")
+    rows = held(deck, only_label)
+    show.as_json([show.published_plain(h) for h in rows]) if as_json else show.published(rows, deck)
+    if not all(h.passed for h in rows):
         raise typer.Exit(1)
 
 
@@ -458,6 +549,26 @@ def _explained(
         draft_bytes=parts.draft_bytes, variants=parts.variants,
     ))  # fmt: skip
     return answer, parts
+
+
+def _finetuned(file: str, settings: list[str] | None, tokens: int, as_json: bool) -> None:
+    """Memory of every way to fine-tune a scenario's model, adapters as its own `peft` variant says."""
+    from sim import show
+    from sim.build import expanded, load_device, load_shape
+    from sim.finetune import memory_table
+    from sim.scenario import Scenario
+    from sim.variants import build as build_variants
+    from sim.variants.peft import Peft
+
+    scenario = _named(file, lambda: expanded(Scenario.load(file, settings or ())))
+    shape, device = _named(file, lambda: (load_shape(scenario.model, "model"), load_device(scenario.hardware)))
+    found = _named(file, lambda: [v for v in build_variants(scenario.variants) if isinstance(v, Peft)])
+    rows = _named(file, lambda: memory_table(shape, found[0] if found else None, tokens))
+    if as_json:
+        show.as_json([{**vars(r), "total_bytes": r.total_bytes, "fits": r.total_bytes <= device.memory_bytes}
+                      for r in rows])  # fmt: skip
+    else:
+        show.finetuning(rows, shape, device, tokens)
 
 
 def _parts(file: str, settings: list[str] | None) -> _Parts:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sim.plugin import discover
+from sim.plugin import discover, suggest
+from workloads.errors import shown
 
 __all__ = ["expand", "names"]
 
@@ -24,11 +25,18 @@ def names() -> list[str]:
 
 
 def expand(policy: Any, variants: Sequence[Any]) -> tuple[Any, Any]:
-    """``policy`` and ``variants`` of a scenario with a name of the field spelled out; others unchanged."""
+    """``policy`` and ``variants`` of a scenario with a name of the field spelled out; others unchanged.
+
+    Raises ValueError for a name that nothing has.
+    """
     options = dict(policy) if isinstance(policy, Mapping) else {"name": policy}
     name = options.pop("name", None)
-    if not isinstance(name, str) or name not in names():
+    if not isinstance(name, str) or name in discover("sim.policies"):
         return policy, variants
+    if name not in names():
+        known = [*discover("sim.policies"), *names()]
+        said = f"policy: {shown(name)}: must be one of {', '.join(known)}"
+        raise ValueError(said + suggest(name, known))
     expansion = NAMES.get(name)
     said, added = ("autoregressive", [{name: options}]) if expansion is None else expansion(options)
     return said, [*added, *variants] if isinstance(variants, list | tuple) else variants

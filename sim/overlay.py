@@ -56,7 +56,11 @@ def read_measured(path: str) -> list[Measured]:
 
 
 def beside(
-    scenario: Scenario, measured: Sequence[Measured], fixed: Sequence[Axis] = (), ratio: Ratio | None = None
+    scenario: Scenario,
+    measured: Sequence[Measured],
+    fixed: Sequence[Axis] = (),
+    ratio: Ratio | None = None,
+    against: Sequence[str] = (),
 ) -> list[Measured]:
     """The same rows with ours; an axis that a row leaves out takes the curve's value if that has only one."""
     done = []
@@ -68,7 +72,7 @@ def beside(
                 if len(axis.values) > 1:
                     raise ValueError(f"--overlay: no column {axis.path}, which takes {len(axis.values)} values here")
                 axes.append(axis)
-        ours = curve(scenario, axes, ratio).table["speedup"][0]
+        ours = curve(scenario, axes, ratio, against).table["speedup"][0]
         done.append(Measured(one.at, one.speedup, float(ours)))
     return done
 

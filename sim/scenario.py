@@ -86,7 +86,11 @@ class SloPart(_Part):
 
 
 class Scenario(_Part):
-    """One experiment. ``Scenario.load("file.yaml")``, or by keywords; ``simulate`` runs it."""
+    """One experiment. ``Scenario.load("file.yaml")``, or by keywords; ``simulate`` runs it.
+
+    ``quality``: what ``speedup`` and ``tune`` may recommend beyond the policy as written: lossless choices, choices
+    that lose at most so many percent, or any.
+    """
 
     model: str
     hardware: str
@@ -101,6 +105,7 @@ class Scenario(_Part):
     router: Choice = "round_robin"
     workload: dict[str, Any]
     slo: SloPart = SloPart()
+    quality: Literal["lossless", "any"] | Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = "lossless"
     warmup_s: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 0.0
     seed: Annotated[int, Field(strict=True, ge=0, lt=1 << 63)] = 0
 

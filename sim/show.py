@@ -20,15 +20,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from analysis.compare import Comparison
+    from sim.analytic.hardware import Device
     from sim.analytic.model import ModelShape
     from sim.ask import Explanation
     from sim.calibrate import Calibration
+    from sim.finetune import Memory
     from sim.overlay import Measured
+    from sim.published.held import Held
     from sim.reference.cli_view import Transcript
     from sim.run import Result
     from sim.scenario import Scenario
     from sim.solve import Answer
     from sim.speedup import Curve
+    from sim.tune import Tuned
     from sim.validation.beside import Pair
     from sim.validation.row import Row
 
@@ -99,7 +103,8 @@ def _jsonable(value: Any) -> Any:
         return {str(k): _jsonable(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_jsonable(v) for v in value]
-    return value.item() if hasattr(value, "item") and not isinstance(value, str) else value
+    value = value.item() if hasattr(value, "item") and not isinstance(value, str) else value
+    return None if isinstance(value, float) and value != value else value  # JSON has no NaN
 
 
 def yaml_text(value: Any) -> None:
@@ -245,6 +250,17 @@ def explanation(answer: Explanation) -> None:
         out.print(f"note: {note}")
 
 
+def finetuning(rows: list[Memory], shape: ModelShape, device: Device, tokens: int) -> None:
+    """Memory of every way to fine-tune a model, and whether one device holds it."""
+    title = f"fine-tuning {shape.name} ({number(shape.total_parameters)} parameters), {tokens} tokens a step, GB"
+    head = ["", "trainable", "weights", "float32 copies", "gradients", "Adam", "activations", "total", device.name]
+    grid(title, head, [
+        [r.way, r.trainable, *(size / 1e9 for size in (r.weights_bytes, r.master_bytes, r.gradients_bytes,
+         r.moments_bytes, r.activations_bytes, r.total_bytes)), "fits" if r.total_bytes <= device.memory_bytes else "no"]
+        for r in rows
+    ])  # fmt: skip
+
+
 def devices(profiles: list[dict[str, Any]]) -> None:
     """The list of hardware profiles."""
     rows = []
@@ -310,6 +326,8 @@ def speedups(found: Curve, answers: list[Answer], target: float | None, points: 
     names = [axis.path for axis in found.axes if len(axis.values) > 1] or [found.axes[0].path]
     rows = sorted((row for row in found.rows() if row["best"]), key=lambda row: (row["batch"], row["context"]))
     at = ", ".join(f"{name} {value}" for name, value in fixed.items() if name not in names)
+    if not rows:
+        console().print("no choice is as good as the scenario's quality asks for; --max-quality-loss opens it")
     what = "choice at each batch and context" if len(rows) > 1 else "point"
     title = f"speedup over autoregressive decoding{', ' if at else ''}{at}: the best {what}"
     head = ["tokens a round", "round (ms)", "step (ms)", "tokens/s", "speedup", "fits"]
@@ -327,6 +345,33 @@ def speedups(found: Curve, answers: list[Answer], target: float | None, points: 
         grid("measured", ["at", "measured", "ours", "error"], [
             [", ".join(f"{k} {v}" for k, v in p.at), p.speedup, p.ours, _signed(p.error)] for p in points
         ])  # fmt: skip
+
+
+def tuned(found: Tuned) -> None:
+    """The candidates of `tune` from best to worst, and one sentence."""
+    load, ms = found.load, ["batch", "TPOT (ms)", "capacity (1/s)", "GB", "loss (%)"]
+    asked = f"{load.users:.4g} users" if load.rate_per_s is None else f"{load.rate_per_s:.4g} requests/s"
+    title = f"{asked} a replica, {load.prompt:.4g} tokens in, {load.output:.4g} out, context {load.context}"
+    grid(title, ["choice", *ms, "refused for"], [
+        [c.choice, c.batch, c.tpot_ms, c.capacity_per_s, c.memory_GB, c.loss_percent, c.why]
+        for c in found.candidates[:MOST_SHOWN]
+    ])  # fmt: skip
+    if len(found.candidates) > MOST_SHOWN:
+        console().print(f"... and {len(found.candidates) - MOST_SHOWN} more")
+    for one in found.checked:
+        kept = "" if math.isnan(one.kept) else f", {one.kept:.1%} of requests within the promise"
+        said = f"run: {one.choice}: mean TPOT {one.tpot_ms:.4g} ms, mean TTFT {one.ttft_ms:.4g} ms{kept}"
+        console().print(said, soft_wrap=True)
+    console().print(_recommended(found), soft_wrap=True)
+
+
+def _recommended(found: Tuned) -> str:
+    if found.best is None:
+        return f"no choice can be recommended: {found.candidates[0].choice}: {found.candidates[0].why}"
+    parts = [f"best by {found.objective}: {found.best.choice}"]
+    parts += [] if math.isnan(found.margin) else [f"{found.margin:+.1%} over the next choice"]
+    parts += [] if math.isnan(found.over_written) else [f"{found.over_written:+.1%} over the scenario as written"]
+    return "; ".join(parts)
 
 
 def solved(answer: Answer, target: float) -> str:
@@ -348,6 +393,32 @@ def validation(rows: list[Row]) -> None:
     ])  # fmt: skip
     failed = sum(not r.passed for r in rows)
     console().print(f"{failed} of {len(rows)} failed" if failed else f"all {len(rows)} hold")
+
+
+def published(rows: list[Held], deck: str | None = None) -> None:
+    """The table of `validate --published`, by slide where one deck is asked for, and one sentence."""
+    groups: dict[str, list[Held]] = {}
+    for h in rows:
+        groups.setdefault("published numbers beside ours" if deck is None else h.row.slide_in(deck), []).append(h)
+    for title, group in groups.items():
+        grid(title, ["row", "", "published", "ours", "error", "label", ""], [
+            [h.row.id, h.row.what, h.row.published, "-" if h.ours is None else number(h.ours),
+             "-" if h.error is None else _signed(h.error), h.row.label, h.verdict]
+            for h in group
+        ])  # fmt: skip
+    failed, claims = sum(not h.passed for h in rows), sum(h.row.label != "data" for h in rows)
+    said = f"{failed} of {claims} failed" if failed else f"all {claims} are as labelled"
+    console().print(f"{said}; {len(rows) - claims} rows of data")
+
+
+def published_plain(held: Held) -> dict[str, Any]:
+    """A published row with ours as plain values."""
+    from sim.published.table import load
+
+    said = {key: value for key, value in asdict(held.row).items() if value}
+    return {**said, "citation": load().citations[held.row.source], "value": held.row.value, "ours": held.ours,
+            "model_of_ours": held.row.ours or None, "error": held.error, "verdict": held.verdict,
+            "passed": held.passed}  # fmt: skip
 
 
 def _signed(share: float) -> str:

@@ -52,7 +52,12 @@ def target_of(text: str) -> float:
 
 
 def solve(
-    scenario: Scenario, target: float, axis: str, fixed: Sequence[Axis] = (), ratio: Ratio | None = None
+    scenario: Scenario,
+    target: float,
+    axis: str,
+    fixed: Sequence[Axis] = (),
+    ratio: Ratio | None = None,
+    against: Sequence[str] = (),
 ) -> Answer:
     """Where ``axis`` (``KEY=LOW:HIGH``, or ``KEY=a,b,c``) gives ``target``, other axes fixed to one value each.
 
@@ -65,7 +70,7 @@ def solve(
     def speedups(values: Sequence[Any]) -> list[float]:
         along = Axis(path, tuple(values)).checked("--for")
         rest = [one for one in fixed if one.path != path]
-        return [float(s) for s in curve(scenario, [*rest, along], ratio).table["speedup"]]
+        return [float(s) for s in curve(scenario, [*rest, along], ratio, against).table["speedup"]]
 
     span = bounds(axis)
     path = axis.partition("=")[0].strip() if span is None else span[0]

@@ -1,5 +1,7 @@
 """Speedup of a scenario's policy over autoregressive decoding of the same target, same batch, same context. No clock.
 
+The baseline is the scenario with autoregressive decoding in place of its policy: variants that the policy brought with
+it (``policy: hire``) go, the scenario's own stay; overrides may make it anything else (``against``).
 Everything comes through the policy: a long future under evenly spread luck gives the tokens of a round and its mean
 channels at one context; the policy's own passes turn those into work, and the scenario's device into seconds. A mean
 count of tokens is costed between its two whole neighbours, as ``sim/account.py`` does: exact where a pass is bound by
@@ -21,21 +23,23 @@ from sim import names
 from sim.analytic.cost import PassCost
 from sim.analytic.work import Work
 from sim.axes import Axis
-from sim.build import Built, build_scenario
+from sim.build import Built, build_scenario, fitted
+from sim.law import Law, laws_at
 from sim.plain import plain
 from sim.plugin import build
-from sim.policies import Future, Pass, Policy, Windows
+from sim.policies import Pass, Policy, Prompts, Windows
 from sim.policies.autoregressive import Autoregressive
+from sim.quality import Losses, losses
 from sim.scenario import Scenario, override
 from sim.serving.rounds import Rounds
 
-__all__ = ["COLUMNS", "Curve", "Ratio", "Spread", "curve", "operations_factor", "step_ratio"]
+__all__ = ["COLUMNS", "Curve", "Grid", "Known", "Ratio", "curve", "operations_factor", "step_ratio"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-COLUMNS = ("expected_tokens", "round_ms", "step_ms", "tokens_per_s", "speedup", "fits", "best")
-ROUNDS = 1024  # of the future that means are taken over
-LATER = 64  # rounds left out at the front: what a sequence does once it has settled
+COLUMNS = (
+    "expected_tokens", "round_ms", "step_ms", "tokens_per_s", "speedup", "fits", "best", "quality_loss_percent",
+)  # fmt: skip
 PLAIN = Autoregressive()
 
 
@@ -56,97 +60,28 @@ class Ratio:
                 raise ValueError(f"cost ratio {name}: {value!r} is not a number of at least 0")
 
     def seconds(self, passes: Iterable[Pass], step_s: Floats) -> Floats:
-        """Of a round: its passes are counted, whatever work they have."""
-        steps = 0.0
+        """Of a round: its passes are counted, whatever work they have.
+
+        One that not every round runs counts as often as it runs (exact for a single sequence); one that attends to
+        nothing (projections, output heads) is part of the pass beside it.
+        """
+        steps: Any = 0.0
         for one in passes:
-            steps += _steps(one.work) * (self.draft if one.model else self.verify)
-        return steps * step_s
-
-
-class Spread:
-    """Luck without luck: every purpose draws each of ``ROUNDS`` evenly spaced uniforms once, in a mixed order.
-
-    Means over ``ROUNDS`` rounds then miss a survival vector by at most 1/(2 ROUNDS) in each entry. Takes the place of
-    the addressed draws of a sample (``sim.policies.Draws``).
-    """
-
-    prompt = 0
-
-    def __init__(self) -> None:
-        self._kept: dict[str, Floats] = {}
-
-    def uniforms(self, purpose: str, start: int, count: int) -> Floats:
-        """``count`` draws from own round ``start`` on; they repeat after ``ROUNDS``."""
-        return self._draws(purpose).take(np.arange(start, start + count), mode="wrap")
-
-    def from_tile(self, purpose: str, build: Any) -> tuple[Any, int, int]:
-        """What ``build`` makes of one lap, shape [1, ROUNDS]."""
-        return build(self._draws(purpose)[None, :]), 0, ROUNDS
-
-    def _draws(self, purpose: str) -> Floats:
-        if purpose not in self._kept:
-            mixed = np.random.Generator(np.random.PCG64(list(purpose.encode()))).permutation(ROUNDS)
-            self._kept[purpose] = (mixed + 0.5) / ROUNDS
-        return self._kept[purpose]
-
-
-SPREAD = Spread()
-
-
-class Law(NamedTuple):
-    """What a policy does round by round, context put aside: ``future`` with offsets 0, and tokens a round."""
-
-    policy: Policy
-    future: Future
-    expected_tokens: float
-
-    @classmethod
-    def of(cls, policy: Policy) -> Law:
-        """From a future of ``ROUNDS`` rounds; tokens a round by the policy's own closed form where it has one."""
-        rounds = ROUNDS + LATER
-        whole = policy.future(SPREAD, 0, (rounds + 1) * policy.tokens_per_round)
-        gains, kept, drafted = (column[:rounds] for column in (whole.gains, whole.kept, whole.drafted))
-        closed = getattr(policy, "expected_tokens", None)
-        mean = float(gains[LATER:].mean()) if closed is None else float(closed)
-        return cls(policy, Future(gains, np.zeros_like(gains), kept, drafted), mean)
-
-    def channels(self, context: int, windows: tuple[Windows, ...]) -> Floats:
-        """Mean of the policy's channels for one sequence with ``context`` tokens cached; shape [channels]."""
-        if self._counts_on(windows):
-            return self._one_by_one(context, windows)
-        rows = self.policy.rows(self.future, context, windows)
-        return np.array([row[LATER:].mean() for row in rows])
-
-    def _counts_on(self, windows: tuple[Windows, ...]) -> bool:
-        """Whether the policy lets the context grow by itself, offsets or not, as one with a constant gain may."""
-        two = Future(*(column[:2] for column in self.future[:4]))
-        moved = two._replace(offsets=two.offsets + np.array([0, two.gains[0]]))
-        pairs = zip(self.policy.rows(two, 64, windows), self.policy.rows(moved, 64, windows), strict=True)
-        return all(np.array_equal(a, b) for a, b in pairs)
-
-    def _one_by_one(self, context: int, windows: tuple[Windows, ...]) -> Floats:
-        """The same from each kind of round and the one before it, which begins a gain earlier."""
-        columns = np.stack([self.future.gains, self.future.kept, self.future.drafted])[:, LATER - 1 :]
-        kinds, counts = np.unique(np.concatenate([columns[:, :-1], columns[:, 1:]]), axis=1, return_counts=True)
-        total = np.zeros(self.policy.channels(windows))
-        for kind, count in zip(kinds.T, counts, strict=True):
-            (gains, kept, drafted), first = kind.reshape(2, 3).T.copy(), min(int(kind[0]), context)
-            two = Future(gains, np.array([0, first]), kept, drafted)
-            rows = self.policy.rows(two, context - first, windows)
-            total += count * np.array([row[1] for row in rows])
-        return np.asarray(total / counts.sum())
-
-
-PLAIN_LAW = Law.of(PLAIN)
+            if one.work.decode_pairs:
+                runs = np.minimum(1.0, one.work.tokens)
+                times = runs.sum(axis=0) if np.ndim(runs) == 2 else runs * _steps(one.work)
+                steps = steps + times * (self.draft if one.model else self.verify)
+        return np.asarray(steps * step_s, dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class Curve:
     """Speedups over a grid. ``table``: a column for each axis, ``batch``, ``context``, and COLUMNS; shape [points].
 
-    ``round_ms``: of a round of the policy, ``step_ms``: of an autoregressive step; ``tokens_per_s``: of one sequence;
-    ``fits``: KV cache of that batch and context fits into memory and the model's context; ``best``: the best choice
-    of the other axes at its batch and context, among those that fit if any does.
+    ``round_ms``: of a round of the policy, ``step_ms``: of the baseline for each token; ``tokens_per_s``: of one
+    sequence; ``quality_loss_percent``: what the choice is known to lose, NaN where nobody knows; ``fits``: KV cache of
+    that batch and context fits into memory and the model's context; ``best``: the best choice of the other axes at its
+    batch and context, of those that the scenario's ``quality`` allows, among those that fit if any does.
     """
 
     axes: tuple[Axis, ...]
@@ -154,8 +89,9 @@ class Curve:
 
     @cached_property
     def best(self) -> int:
-        """Row of the largest speedup, among rows that fit if any does."""
-        return _argbest(self.table["speedup"], self.table["fits"].astype(bool))
+        """Row of the largest speedup among those marked best; of all where quality allows none."""
+        speedup, marked = self.table["speedup"], self.table["best"].astype(bool)
+        return int(np.where(marked | ~marked.any(), speedup, -np.inf).argmax())
 
     def row(self, number: int) -> dict[str, Any]:
         """One point as plain values."""
@@ -169,26 +105,32 @@ class Curve:
             yield dict(zip(self.table, values, strict=True))
 
 
-def curve(scenario: Scenario, axes: Sequence[Axis] = (), ratio: Ratio | None = None) -> Curve:
+def curve(
+    scenario: Scenario, axes: Sequence[Axis] = (), ratio: Ratio | None = None, against: Sequence[str] = ()
+) -> Curve:
     """Speedups of a scenario over ``axes``; ``batch`` (default 1) and ``context`` (1024) are axes of their own.
 
-    ``ratio``: costs by decree. Raises ValueError naming key and value, DoesNotFit where the weights do not.
+    ``ratio``: costs by decree; ``against``: ``key=value`` overrides of the baseline (``variants=[]``: the plain
+    target). Raises ValueError naming key and value, DoesNotFit where the weights do not.
     """
     given = {axis.path: axis for axis in axes}
     inner = [given.get(name, Axis(name, (default,))) for name, default in (("batch", 1), ("context", 1024))]
     choices = [axis for axis in axes if axis not in inner]
     batch, context = (np.repeat(np.array(inner[0].values, dtype=np.int64), len(inner[1].values)),
                       np.tile(np.array(inner[1].values, dtype=np.int64), len(inner[0].values)))  # fmt: skip
-    parts, known = [], _Known(scenario)
-    steps: dict[int, Floats] = {}  # seconds of autoregressive steps; a Built lives as long as ``known``
+    parts, allowed, known = [], [], Known(scenario, against)
     for values in product(*(axis.values for axis in choices)):
-        built, policy = known.of([axis.setting(v) for axis, v in zip(choices, values, strict=True)])
-        if id(built) not in steps:
-            steps[id(built)] = _round_s(built.setup.rounds, PLAIN, batch, _totals(PLAIN_LAW, built, batch, context))
-        parts.append(_evaluate(built, policy, batch, context, steps[id(built)], ratio))
+        settings = [axis.setting(v) for axis, v in zip(choices, values, strict=True)]
+        built, policy = known.of(settings)
+        part = _evaluate(built, policy, batch, context, known.step_s(settings, batch, context), ratio)
+        lost = losses(policy, built.costs[0].variants, known.other_numbers(built))
+        part["quality_loss_percent"] = np.full(batch.shape, lost.percent)
+        allowed.append(lost == known.asked or lost.within(scenario.quality))
+        parts.append(part)
     table = _columns(choices, batch, context, parts)
-    table["best"] = _mark_best(table, len(parts))
-    return Curve((*choices, *inner), table)
+    table["best"] = _mark_best(table, np.array(allowed))
+    first = [name for name in table if name not in COLUMNS]
+    return Curve((*choices, *inner), {name: table[name] for name in (*first, *COLUMNS)})
 
 
 def operations_factor(policy: Policy, draft_share: float = 0.0) -> float:
@@ -227,19 +169,50 @@ def _step_s(cost: PassCost, context: int, source: int, layer_s: float) -> float:
 # -- one choice of options over batch and context
 
 
+class Grid(NamedTuple):
+    """One choice over batch and context, arrays of shape [points]: tokens a round, its seconds, whether it fits."""
+
+    batch: Ints
+    expected_tokens: Floats
+    round_s: Floats
+    fits: NDArray[np.int64]
+    prompt_s: Floats
+
+    @classmethod
+    def of(cls, built: Built, policy: Policy, batch: Ints, context: Any, prompts: Prompts | None = None) -> Grid:
+        """Costed by the scenario's device; ``context`` may be one number for all.
+
+        ``prompt_s``: what reading ``prompts`` adds to a round; a round of its own where the scheduler mixes none.
+        """
+        contexts = np.broadcast_to(np.asarray(context, dtype=np.int64), batch.shape)
+        expected, totals = _law(policy, built.setup.rounds, batch, contexts)
+        rounds, prompt_s = built.setup.rounds, np.zeros(batch.shape)
+        seconds = _round_s(rounds, policy, batch, totals)
+        if prompts is not None and getattr(built.scheduler, "mixes", False):
+            prompt_s = _round_s(rounds, policy, batch, totals, prompts) - seconds
+        elif prompts is not None:
+            prompt_s = prompt_s + float(rounds.seconds(0, None, prompts, 1))
+        return cls(batch, expected, seconds, _fits(built, policy, batch, contexts), prompt_s)
+
+    @property
+    def tokens_per_s(self) -> Floats:
+        """Of one sequence."""
+        return self.expected_tokens / self.round_s
+
+
 def _evaluate(
     built: Built, policy: Policy, batch: Ints, context: Ints, step_s: Floats, ratio: Ratio | None
 ) -> dict[str, NDArray[Any]]:
-    rounds, law = built.setup.rounds, Law.of(policy)
-    totals = _totals(law, built, batch, context)
+    rounds = built.setup.rounds
+    expected, totals = _law(policy, rounds, batch, context)
     if ratio is None or isinstance(policy, Autoregressive):
         round_s = _round_s(rounds, policy, batch, totals)
     else:
         round_s = ratio.seconds(_passes(policy, batch, totals, rounds.windows), step_s)
     with np.errstate(divide="ignore", invalid="ignore"):
-        per_s, speedup = law.expected_tokens / round_s, law.expected_tokens * (step_s / round_s)
+        per_s, speedup = expected / round_s, expected * (step_s / round_s)
     return {
-        "expected_tokens": np.full(batch.shape, law.expected_tokens),
+        "expected_tokens": expected,
         "round_ms": round_s * 1e3,
         "step_ms": step_s * 1e3,
         "tokens_per_s": per_s,
@@ -248,23 +221,29 @@ def _evaluate(
     }
 
 
-def _totals(law: Law, built: Built, batch: Ints, context: Ints) -> Floats:
-    """Channels of the whole batch; shape [channels, points]."""
+def _law(policy: Policy, rounds: Rounds, batch: Ints, context: Ints) -> tuple[Floats, Floats]:
+    """Tokens a round, shape [points], and channels of the whole batch, shape [channels, points]."""
     contexts, place = np.unique(context, return_inverse=True)
-    windows = built.setup.rounds.windows[: 1 + len(law.policy.drafts)]
-    means = np.stack([law.channels(int(c), windows) for c in contexts], axis=1)
-    return np.asarray(means[:, place] * batch, dtype=np.float64)
+    windows = rounds.windows[: 1 + len(policy.drafts)]
+    laws = laws_at(policy, contexts)
+    means = np.stack([law.channels(int(c), windows) for law, c in zip(laws, contexts, strict=True)], axis=1)
+    expected = np.array([law.expected_tokens for law in laws])
+    return expected[place], np.asarray(means[:, place] * batch, dtype=np.float64)
 
 
-def _passes(policy: Policy, batch: Ints, totals: Any, windows: tuple[Windows, ...]) -> Iterable[Pass]:
+def _passes(
+    policy: Policy, batch: Ints, totals: Any, windows: tuple[Windows, ...], prompts: Prompts | None = None
+) -> Iterable[Pass]:
     """The passes of a round with mean totals; a policy's arithmetic broadcasts over floats as over whole numbers."""
-    return policy.passes(batch, totals, None, windows)
+    return policy.passes(batch, totals, prompts, windows)
 
 
-def _round_s(rounds: Rounds, policy: Policy, batch: Ints, totals: Floats) -> Floats:
-    """Seconds of a round with these mean totals; shape [points]."""
-    passes = list(_passes(policy, batch, totals, rounds.windows))
-    total: Any = rounds.host_s(batch, batch, rounds.layers_run(passes)) + np.zeros(batch.shape)
+def _round_s(
+    rounds: Rounds, policy: Policy, batch: Ints, totals: Floats, prompts: Prompts | None = None
+) -> Floats:
+    """Seconds of a round with these mean totals, one more sequence reading ``prompts`` in it; shape [points]."""
+    passes = list(_passes(policy, batch, totals, rounds.windows, prompts))
+    total: Any = rounds.host_s(batch + (prompts is not None), batch, rounds.layers_run(passes)) + np.zeros(batch.shape)
     for one in passes:
         seconds = _pass_s(rounds.costs[one.model], one.work)
         for step in seconds if seconds.ndim == 2 else [seconds]:  # added in order: the same bits alone and in a grid
@@ -307,19 +286,18 @@ def _fits(built: Built, policy: Policy, batch: Ints, context: Ints) -> NDArray[n
 # -- all choices
 
 
-class _Known:
+class Known:
     """Scenarios with settings, put together; what policies cannot change is kept."""
 
-    def __init__(self, scenario: Scenario) -> None:
-        self.scenario = scenario
+    def __init__(self, scenario: Scenario, against: Sequence[str] = ()) -> None:
+        self.scenario, self.against = scenario, tuple(against)
         self.data = scenario.model_dump(exclude_unset=True)
         self._built: dict[str, Built] = {}
+        self._steps: dict[int, Floats] = {}  # seconds by a Built, which lives as long as this
 
     def of(self, settings: Sequence[str]) -> tuple[Built, Policy]:
         """The scenario with ``key=value`` overrides, and its policy. Raises ValueError."""
-        data = dict(self.data)
-        for setting in settings:
-            override(data, setting)
+        data = self._with(settings)
         said = plain({"policy": data.get("policy", PLAIN.name)}, "--over")["policy"]
         said, added = names.expand(said, [])
         policy: Policy = build("sim.policies", "policy", said)
@@ -327,7 +305,43 @@ class _Known:
         key = "\n".join([*rest, type(policy).__name__, *map(repr, (*policy.drafts, *added))])
         if key not in self._built:
             self._built[key] = build_scenario(Scenario.parse(data, "--over") if settings else self.scenario)
-        return self._built[key], policy
+        return self._built[key], fitted(policy, self._built[key].costs)
+
+    @cached_property
+    def asked(self) -> Losses:
+        """What the scenario as written loses."""
+        built, policy = self.of([])
+        return losses(policy, built.costs[0].variants)
+
+    def other_numbers(self, built: Built) -> str:
+        """What makes a choice another model than the scenario's, whose quality nobody compared; empty where nothing."""
+        said, used = self.scenario.precision.model_dump(), built.scenario.precision.model_dump()
+        changed = [f"precision.{key}: {used[key]}" for key in said if said[key] != used[key]]
+        if built.scenario.model != self.scenario.model:
+            changed.append(f"model: {built.scenario.model}")
+        return ", ".join(changed)
+
+    def step_s(self, settings: Sequence[str], batch: Ints, context: Ints) -> Floats:
+        """Seconds that the baseline takes for each token of a sequence; shape [points]."""
+        built, policy = self._baseline(settings)
+        if id(built) not in self._steps:
+            expected, totals = _law(policy, built.setup.rounds, batch, context)
+            self._steps[id(built)] = _round_s(built.setup.rounds, policy, batch, totals) / expected
+        return self._steps[id(built)]
+
+    def _baseline(self, settings: Sequence[str]) -> tuple[Built, Policy]:
+        """Where the policy brings no variants, its own replica decoding autoregressively: drafts stay in memory."""
+        said = self._with(settings).get("policy", PLAIN.name)
+        if not self.against and not names.expand(said, [])[1]:
+            return self.of(settings)[0], PLAIN
+        rest = [s for s in settings if not s.startswith("policy")]
+        return self.of([*rest, f"policy={PLAIN.name}", *self.against])
+
+    def _with(self, settings: Sequence[str]) -> dict[str, Any]:
+        data = dict(self.data)
+        for setting in settings:
+            override(data, setting)
+        return data
 
 
 def _columns(
@@ -346,18 +360,17 @@ def _columns(
     return table
 
 
-def _mark_best(table: Mapping[str, NDArray[Any]], choices: int) -> Ints:
-    """1 at the best choice of each batch and context; with a single choice, at the best point of all."""
-    speedup, fits = table["speedup"], table["fits"].astype(bool)
+def _mark_best(table: Mapping[str, NDArray[Any]], allowed: NDArray[np.bool_]) -> Ints:
+    """1 at the best choice of each batch and context; with a single choice, at the best point of all.
+
+    ``allowed``: whether quality allows each choice; shape [choices]. Nothing is marked where it allows none.
+    """
+    choices, speedup, fits = len(allowed), table["speedup"], table["fits"].astype(bool)
     marks = np.zeros(len(speedup), dtype=np.int64)
     if choices == 1:
-        marks[_argbest(speedup, fits)] = 1
+        marks[int(np.where(fits | ~fits.any(), speedup, -np.inf).argmax())] = 1
         return marks
-    grid, room = speedup.reshape(choices, -1), fits.reshape(choices, -1)
-    wanted = np.where(room | ~room.any(axis=0), grid, -np.inf)
-    marks.reshape(choices, -1)[wanted.argmax(axis=0), np.arange(grid.shape[1])] = 1
+    grid, room = speedup.reshape(choices, -1), fits.reshape(choices, -1) & allowed[:, None]
+    wanted = np.where((room | ~room.any(axis=0)) & allowed[:, None], grid, -np.inf)
+    marks.reshape(choices, -1)[wanted.argmax(axis=0), np.arange(grid.shape[1])] = allowed.any()
     return marks
-
-
-def _argbest(speedup: Floats, fits: NDArray[np.bool_]) -> int:
-    return int(np.where(fits | ~fits.any(), speedup, -np.inf).argmax())

@@ -101,8 +101,14 @@ def test_a_variant_by_name_is_autoregressive_decoding_of_it(name: str) -> None:
 
 
 def test_policies_and_typos_are_left_alone() -> None:
-    for said in ("autoregressive", {"name": "speculative", "gamma": 2}, "medusaa", 7, {"gamma": 1}):
+    for said in ("autoregressive", {"name": "speculative", "gamma": 2}, 7, {"gamma": 1}):
         assert expand(said, []) == (said, [])
+
+
+def test_a_name_that_nothing_has_is_refused_with_the_nearest() -> None:
+    """Names of the field are among what is offered."""
+    with pytest.raises(ValueError, match=r"^policy: 'matformr': must be one of .*; did you mean 'matformer'\?$"):
+        expand("matformr", [])
 
 
 def test_quantization_as_a_policy_is_quantization_as_a_variant() -> None:

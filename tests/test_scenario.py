@@ -47,7 +47,7 @@ REFUSED = [
     ("scheduler.token_budgt=3", "scheduler.token_budgt: unknown option of chunked", "did you mean 'token_budget'?"),
     ("router.width=3", "router.width: unknown option of round_robin", "no options"),
     # a name that nobody knows
-    ("policy=specluative", "policy: 'specluative': must be one of autoregressive", "did you mean 'speculative'?"),
+    ("policy=specluative", "policy: 'specluative': must be one of adaptive, autoregressive", "did you mean 'speculative'?"),
     ("scheduler=chunkd", "scheduler: 'chunkd': must be one of chunked", "did you mean 'chunked'?"),
     ("router=round_robn", "router: 'round_robn': must be one of", "did you mean 'round_robin'?"),
     ("policy={}", "policy: name: missing", "must be one of"),

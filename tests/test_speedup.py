@@ -1,6 +1,7 @@
 """`speedup`: counts through the policy object, held to the engine's own rounds, to closed forms and to limits."""
 
 import json
+import math
 from itertools import pairwise
 from math import inf
 from pathlib import Path
@@ -16,13 +17,14 @@ from sim import theory
 from sim.axes import Axis, parse_axes
 from sim.build import build_scenario
 from sim.cli import main
+from sim.law import Law
 from sim.overlay import beside, read_measured
 from sim.policies import Future
 from sim.run import simulate
 from sim.scenario import Scenario
 from sim.serving.luck import Luck
 from sim.solve import solve, suggested
-from sim.speedup import Law, Ratio, curve, operations_factor
+from sim.speedup import Ratio, curve, operations_factor
 
 BENCH = Scenario.load("bench_speculative")
 GRID = parse_axes(["policy.gamma=1,4,8", "batch=1,64,256,1024", "context=512,4096,32768"])
@@ -352,7 +354,7 @@ def test_the_command_writes_table_and_pictures(
     lines = Path("study/speedup.csv").read_text().splitlines()
     found = curve(BENCH, parse_axes(over[1:6:2]))
     assert lines[0].split(",") == list(found.table) and len(lines) == 31
-    assert [float(line.split(",")[-3]) for line in lines[1:]] == found.table["speedup"].tolist()
+    assert [float(line.split(",")[-4]) for line in lines[1:]] == found.table["speedup"].tolist()
     assert say(monkeypatch, capsys, over)[0] == 2
     assert say(monkeypatch, capsys, [*over, "--overwrite"])[0] == 0
     status, out, _ = say(monkeypatch, capsys, [*over[:6], "--json"])
@@ -365,3 +367,46 @@ def test_twenty_thousand_points_a_second(benchmark: Any) -> None:
     found = benchmark(curve, BENCH, axes)
     assert len(found.table["speedup"]) == 65_536
     assert 65_536 / benchmark.stats.stats.min > 20_000
+
+
+# --- the baseline, and quality
+
+
+def hired(**more: Any) -> Scenario:
+    workload = {"requests": 1, "rate": 1, "prompt": 9, "output": 9}
+    base = {"model": "llama-3.1-8b", "hardware": "h100-sxm", "workload": workload}
+    return Scenario.model_validate({**base, **more})
+
+
+def test_a_variant_as_a_policy_is_held_against_the_plain_target() -> None:
+    """A variant of the scenario is in the baseline too, one that ``policy`` names is not, and ``against`` decides."""
+    packed = {"quantization": {"format": "awq"}}
+    by_policy = curve(hired(policy={"name": "quantization", "format": "awq"})).table["speedup"]
+    in_both = curve(hired(variants=[packed])).table["speedup"]
+    taken_out = curve(hired(variants=[packed]), against=["variants=[]"]).table["speedup"]
+    assert in_both.tolist() == [1.0]
+    assert by_policy.tolist() == taken_out.tolist() and 2.5 < by_policy[0] < 4.0
+
+
+def test_the_fewest_bits_win_only_where_quality_lets_them() -> None:
+    """Lossless: what nobody measured is never marked best against others; a limit in percent admits sourced losses."""
+    formats = "policy.format=awq,smoothquant,llm_int8"
+
+    def best(quality: Any) -> list[str]:
+        found = curve(hired(policy={"name": "quantization", "format": "fp8"}, quality=quality), parse_axes([formats]))
+        marked = found.table["best"].astype(bool)
+        return list(found.table["policy.format"][marked])
+
+    assert best("lossless") == [] and best("any") == ["awq"]
+    assert best(1.0) == ["llm_int8"] and best(5.0) == ["smoothquant"]
+
+
+def test_the_policy_as_written_is_always_allowed() -> None:
+    """Who asks for a lossy policy alone gets its curve with the best point marked."""
+    found = curve(hired(policy={"name": "quantization", "format": "awq"}), parse_axes(["batch=1,64"]))
+    assert found.table["best"].tolist() == [1, 0] and math.isnan(found.table["quality_loss_percent"][0])
+
+
+def test_a_plain_choice_loses_nothing() -> None:
+    found = curve(BENCH, parse_axes(["policy.gamma=1:3"]))
+    assert found.table["quality_loss_percent"].tolist() == [0.0] * 3

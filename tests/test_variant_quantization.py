@@ -17,6 +17,7 @@ from sim.analytic.placement import Layout
 from sim.analytic.precision import FORMATS, Precision
 from sim.analytic.work import Work
 from sim.build import build_scenario
+from sim.quality import UNKNOWN
 from sim.reference.checkpoint import load, shipped_names
 from sim.reference.packed_matrix import Rule, pack
 from sim.reference.quantized import Bits, Quantized, rounded_weights
@@ -345,9 +346,9 @@ def test_a_scenario_with_awq_decodes_faster_and_holds_more_cache() -> None:
 
 def test_quality_is_sourced_or_unknown() -> None:
     """A named format may have a published loss; a format changed by hand has none."""
-    assert "5.474 -> 5.515" in Quantization("smoothquant").quality
-    assert "table 1" in Quantization("llm_int8", dequantise="overlapped").quality
-    assert Quantization("llm_int8", outliers=0.0).quality == Quantization("awq").quality == "unknown"
+    assert Quantization("smoothquant").quality.loss_percent == pytest.approx(100 * (2.982 / 2.857 - 1), abs=0.01)
+    assert "table 1" in Quantization("llm_int8", dequantise="overlapped").quality.source
+    assert Quantization("llm_int8", outliers=0.0).quality == Quantization("awq").quality == UNKNOWN
     assert set(QUALITY) <= set(NAMED)
 
 

@@ -14,6 +14,7 @@ class Chunked:
     """``token_budget`` tokens a round, decodes before prompts (Agrawal et al. 2024, arXiv 2403.02310, algorithm 3)."""
 
     name: ClassVar[str] = "chunked"
+    mixes: ClassVar[bool] = True  # prompts and decodes share the reading of the weights
     token_budget: int = 2048
     max_sequences: int = 256
     order: str = "fcfs"

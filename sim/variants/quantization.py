@@ -20,6 +20,7 @@ from sim.analytic.ops import Op
 from sim.analytic.precision import Precision
 from sim.analytic.work import Work
 from sim.plugin import suggest
+from sim.quality import UNKNOWN, Quality
 from sim.variants.number_grid import CODEBOOKS, Grid, check_grid
 from sim.variants.quantized_products import Product, narrow, weight_only, wide_bytes
 from workloads.errors import shown
@@ -46,14 +47,19 @@ NAMED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "kivi": {"kv": 2, "kv_group": 32},
     }
 )
-# Perplexity in 16 bits -> in the format. What is not here is "unknown"; the witness measures a small model of its own.
-QUALITY: Mapping[str, str] = MappingProxyType(
+# Perplexity in 16 bits -> in the format, the worst of what the source prints; what is not here is unknown.
+QUALITY: Mapping[str, Quality] = MappingProxyType(
     {
-        "smoothquant": "perplexity 5.474 -> 5.515, Llama-2-7B, WikiText2 (github.com/mit-han-lab/smoothquant, README)",
-        "llm_int8": "perplexity 13.30 -> 13.24, 6.7B, C4 (arXiv 2208.07339, table 1)",
-        "bitnet": "perplexity 10.04 -> 9.91, 3B, trained as ternary from scratch (arXiv 2402.17764, table 1)",
+        "smoothquant": Quality(
+            4.38, "perplexity 2.857 -> 2.982, Llama-3-70B, WikiText2; 0.75 % for Llama-2-7B",
+            "github.com/mit-han-lab/smoothquant, README",
+        ),
+        "llm_int8": Quality(-0.45, "perplexity 13.30 -> 13.24, 6.7B, C4", "arXiv 2208.07339, table 1"),
+        "bitnet": Quality(
+            -1.29, "perplexity 10.04 -> 9.91, 3B, trained as ternary from scratch", "arXiv 2402.17764, table 1"
+        ),
     }
-)
+)  # fmt: skip
 MODES = ("serial", "overlapped", "separate")
 
 
@@ -145,10 +151,10 @@ class Quantization:
         return f"{CODEBOOKS[self.grid.codebook].multiplies}{4 if bits <= 4 else 8}"
 
     @property
-    def quality(self) -> str:
-        """What the format is known to cost in quality, with its source; "unknown" for anything changed by hand."""
+    def quality(self) -> Quality:
+        """What the format is known to cost, with its source; unknown for anything changed by hand."""
         same = replace(self, dequantise="serial", tile_rows=128) == Quantization(self.format)
-        return QUALITY.get(self.format or "", "unknown") if same else "unknown"
+        return QUALITY.get(self.format or "", UNKNOWN) if same else UNKNOWN
 
     def _said(self, option: str, default: Any) -> Any:
         given = getattr(self, option)
