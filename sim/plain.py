@@ -71,7 +71,7 @@ class _Plain:
         return value
 
     def _key(self, key: Any, path: str) -> str | int:
-        level = path.endswith("'priority'")
+        level = path.endswith(("'priority'", "'points'"))
         if isinstance(key, str):
             return int(key) if level and LEVEL.fullmatch(key) else key
         if not isinstance(key, int) or not level:

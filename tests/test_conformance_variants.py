@@ -7,7 +7,7 @@ import inspect
 import math
 from dataclasses import replace
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, permutations
 from typing import Any
 
 import numpy as np
@@ -312,3 +312,12 @@ def test_the_suite_catches_what_it_is_for() -> None:
     assert quality_of(Thief()) == LOSSLESS
     less = PassCost(TWO, A100, variants=[Thief()]).counts(work)["flops"]
     assert (less < PassCost(TWO, A100).counts(work)["flops"]).all()
+
+
+def test_the_order_of_the_list_does_not_matter_across_stages() -> None:
+    """Number formats come first and places last, however a scenario lists them."""
+    specs = [{"name": "offload", "weights": 0.5}, "contextual_sparsity", {"name": "quantization", "format": "awq"}]
+    plugins = [build("sim.variants", "variants", spec) for spec in specs]
+    work = Work.decode(4, 900, windows=PLAIN.windows)
+    found = {PassCost(PLAIN, A100, variants=order).seconds(work) for order in permutations(plugins)}
+    assert len(found) == 1

@@ -24,7 +24,7 @@ class AttentionCost:
 
     A coefficient is seconds (``_s``) or joules (``_J``) per pair, read
     or token; ``*_tile_*`` are those of K and V read again for each tile. ``spill``: main-memory traffic of
-    activations too large for on-chip memory, from ``spill_from`` tokens on.
+    activations too large for on-chip memory, from ``spill_from`` tokens on. ``link_read_s``: of a cache kept elsewhere.
     """
 
     p: float
@@ -41,6 +41,7 @@ class AttentionCost:
     token_J: float
     spill: Table
     spill_from: float
+    link_read_s: float = 0.0
 
     @classmethod
     def probe(cls, evaluate: Evaluate, spill_from: float) -> AttentionCost | None:
@@ -59,6 +60,7 @@ class AttentionCost:
             "onchip_read_s": read.onchip_s,
             "onchip_tile_s": pair.onchip_s,
             "onchip_token_s": token.onchip_s,
+            "link_read_s": read.link_s,
             "pair_J": pair_J - kv_J,
             "read_J": read_J,
             "tile_J": kv_J,
@@ -77,6 +79,8 @@ class AttentionCost:
         busy = combine(pairs * self.pair_s, memory, self.p)
         if self.onchip_read_s or self.onchip_token_s:
             busy = larger(busy, self._onchip_s(pairs, reads, tokens))
+        if self.link_read_s:
+            busy = larger(busy, reads * self.link_read_s)
         if self.floor_s:
             busy = busy + self.floor_s * ((pairs if self.pair_s else reads) > 0)
         return busy

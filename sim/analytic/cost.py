@@ -22,7 +22,7 @@ from sim.analytic.ops import Driver, Op, ops
 from sim.analytic.placement import Layout, place, shard
 from sim.analytic.precision import Precision
 from sim.analytic.product import ProductCost
-from sim.analytic.rewrite import apply
+from sim.analytic.rewrite import apply, bound, in_stages
 from sim.analytic.roofline import CAUSES, Bound, hbm_bytes, joules, kernels, on_device, onchip_bytes
 from sim.analytic.tables import Table
 from sim.analytic.work import Work
@@ -53,14 +53,16 @@ class PassCost:
         onchip_claim: float = 0,
     ) -> None:
         """Apply variants, cut the shape, place the weights, and prepare what :meth:`seconds` looks up."""
-        precision, layout = precision or Precision(), layout or Layout()
+        precision, layout, variants = precision or Precision(), layout or Layout(), in_stages(variants)
         shape, precision = apply(variants, "reshape", shape), apply(variants, "reformat", precision)
         self.shape, self.device, self.precision, self.layout = shape, device, precision, layout
         self.attention, self.variants = attention, tuple(variants)
         self.local = shard(shape, layout)
-        self.weight_bytes_by_op = apply(variants, "resident", weight_bytes(self.local, precision))
+        self._bound = bound(variants, self.local, precision, device)
+        self.weight_bytes_by_op = apply(self._bound, "resident", weight_bytes(self.local, precision))
         self.bytes_weights: float = sum(self.weight_bytes_by_op.values())
-        self.kv_bytes_per_token: tuple[float, ...] = kv_bytes_per_token(self.local, precision)
+        held = kv_bytes_per_token(self.local, precision)
+        self.kv_bytes_per_token: tuple[float, ...] = apply(self._bound, "cached", held)
         self.cross_bytes_per_token = cross_bytes_per_token(self.local, precision)
         self.placement = place(device, self.bytes_weights, onchip_claim)
         self._tabulate()
@@ -80,10 +82,17 @@ class PassCost:
         None where there is more to it (latent attention, an encoder, kernels that no table covers).
         """
         parts = tuple(part for _, part in self._decode)
-        whole = [kind for kind, _ in self._decode] == list(range(len(self.local.windows)))
-        odd = any(part.tile_s or part.onchip_tile_s or (part.floor_s and not part.pair_s) for part in parts)
+        found = [kind for kind, _ in self._decode]  # none in a pass that attends to nothing
+        whole = not found or found == list(range(len(self.local.windows)))
+        odd = any(
+            part.tile_s or part.onchip_tile_s or part.link_read_s or (part.floor_s and not part.pair_s) for part in parts
+        )
         more = odd or self._is_loose or self._is_latent or self.local.encoder
-        return (self._tokens, self._rows, parts) if parts and whole and not more else None
+        return (self._tokens, self._rows, parts) if whole and not more else None
+
+    def prefill_line(self) -> tuple[AttentionCost, ...]:
+        """The kernels that prompts add to a pass for which :meth:`decode_line` speaks, one by attention kind."""
+        return tuple(part for _, part in self._prefill)
 
     def joules(self, work: Work) -> Array:
         """Dynamic joules of each round on all devices of the layout; NaN where the device's energy is unknown.
@@ -108,7 +117,7 @@ class PassCost:
             tile_bytes=self.placement.tile_bytes,
             tensor=self.layout.tensor,
         )
-        return apply(self.variants, "rewrite", done, work)
+        return apply(self._bound, "rewrite", done, work)
 
     def workspace_bytes(self, tokens: int, rows: int) -> float:
         """Memory that the activations of a pass take: the largest op's inputs and outputs, and the logits.

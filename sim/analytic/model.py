@@ -134,7 +134,8 @@ class ModelShape:
     ``norm_vectors`` is how many d_model vectors one normalisation owns: 1 for RMSNorm, 2 for LayerNorm.
     ``head``: an output matrix exists (tied to the embedding or not). ``extra``: small tensors that the layers do not
     account for (learned positions, relative-position tables, pooler), by name. ``expert_format``: number format that
-    the checkpoint stores expert weights in, when it differs from the rest (MXFP4 in gpt-oss).
+    the checkpoint stores expert weights in, when it differs from the rest (MXFP4 in gpt-oss). ``extra_windows``: spans
+    that no layer attends over but a variant counts by (keys chosen by HiRE), as further attention kinds.
     """
 
     name: str
@@ -150,6 +151,7 @@ class ModelShape:
     max_context: int = 1 << 20
     expert_format: str | None = None
     extra: tuple[tuple[str, int], ...] = field(default=())
+    extra_windows: tuple[int, ...] = ()
 
     @property
     def norm_vectors(self) -> int:
@@ -191,4 +193,4 @@ class ModelShape:
     @property
     def windows(self) -> tuple[int | None, ...]:
         """Distinct attention kinds of the decoder, by window, in order of first use: the KV channels of a run."""
-        return tuple(dict.fromkeys(layer.attention.window for layer in self.layers))
+        return tuple(dict.fromkeys((*(layer.attention.window for layer in self.layers), *self.extra_windows)))

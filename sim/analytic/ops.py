@@ -29,7 +29,7 @@ class Op:
     "tokens", "rows", "decode_tokens", "encoder", "encoder_pairs", "cross", "cross_kv", or with the index of the
     attention kind ("decode", k), ("prefill", k) and ("decompress", k).
     ``flops``, ``inputs`` (numbers that enter a product) and bytes are ints or arrays of shape [rounds]; ``inner`` is
-    the length of a product's dot products.
+    the length of a product's dot products; ``link_Bps`` the rate of the wire, None for the link between devices.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Op:
     link_bytes: Count = 0
     inputs: Count = 0
     inner: int = 0
+    link_Bps: float | None = None
 
 
 def ops(

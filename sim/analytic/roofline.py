@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.analytic.hardware import Device, Terms
+from sim.analytic.hardware import Device, Link, Terms
 from sim.analytic.ops import Op
 from sim.analytic.placement import Placement
 
@@ -115,7 +115,7 @@ def on_device(kernel: Sequence[Op], device: Device, place: Placement) -> Bound:
         kv_s=layers * kv / memory_Bps,
         activations_s=layers * activations / memory_Bps,
         onchip_s=layers * moved / (device.onchip.bandwidth_Bps or inf),
-        link_s=0.0 * moved,
+        link_s=layers * _sum(op.link_bytes / op.link_Bps for op in kernel if op.link_Bps) + 0.0 * moved,
         overhead_s=layers * _overhead(main, terms, device) * runs,
         p=terms.overlap_p,
     )
@@ -169,7 +169,7 @@ def joules(kernel: Sequence[Op], device: Device, place: Placement) -> Count:
 
 
 def _collective(op: Op, device: Device) -> Bound:
-    link = device.link
+    link = device.link if op.link_Bps is None else Link("", op.link_Bps)
     if link.bandwidth_Bps is None:
         raise ValueError(f"{device.name}: link.bandwidth_GBps is unknown, so tensor parallelism cannot be timed")
     zero = 0.0 * op.link_bytes

@@ -11,16 +11,23 @@ from sim.schedulers import Plan, View, check
 
 @dataclass(frozen=True)
 class Chunked:
-    """``token_budget`` tokens a round, decodes before prompts (Agrawal et al. 2024, arXiv 2403.02310, algorithm 3)."""
+    """``token_budget`` tokens a round, decodes before prompts (Agrawal et al. 2024, arXiv 2403.02310, algorithm 3).
+
+    ``whole``: prompts are read in one piece, as an encoder must; one that does not fit waits, one longer than the whole
+    budget for a round of its own.
+    """
 
     name: ClassVar[str] = "chunked"
     mixes: ClassVar[bool] = True  # prompts and decodes share the reading of the weights
     token_budget: int = 2048
     max_sequences: int = 256
     order: str = "fcfs"
+    whole: bool = False
 
     def __post_init__(self) -> None:
         check(self)
+        if not isinstance(self.whole, bool):
+            raise ValueError(f"scheduler.whole: {self.whole!r:.80} is not true or false")
 
     def decode_seats(self, tokens_per_round: int) -> int:
         """As many as the budget holds."""
@@ -41,14 +48,16 @@ class Chunked:
         if left <= 0:
             return plan
         for sequence in view.admissible(self.max_sequences):
+            if self.whole and sequence.prefill_tokens > left and (plan.chunks or plan.decode):
+                break
             plan.admit += 1
             left -= self._take(plan, sequence, left)
             if left <= 0:
                 break
         return plan
 
-    @staticmethod
-    def _take(plan: Plan, sequence: Sequence, left: int) -> int:
-        new = min(sequence.prefill_tokens - sequence.prefilled, left)
+    def _take(self, plan: Plan, sequence: Sequence, left: int) -> int:
+        rest = sequence.prefill_tokens - sequence.prefilled
+        new = rest if self.whole else min(rest, left)
         plan.chunks.append((sequence, new))
         return new

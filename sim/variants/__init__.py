@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from sim import plugin
+from sim.analytic.hardware import Device
 from sim.analytic.model import ModelShape
 from sim.analytic.ops import Op
 from sim.analytic.precision import Precision
@@ -18,7 +19,7 @@ from sim.analytic.work import Work
 
 __all__ = ["METHODS", "Variant", "build", "check_clashes"]
 
-METHODS = ("reshape", "reformat", "resident", "rewrite")
+METHODS = ("reshape", "reformat", "resident", "cached", "rewrite", "bound")
 
 
 class Variant(Protocol):
@@ -29,7 +30,9 @@ class Variant(Protocol):
 
     It may also have ``quality`` (sim/quality.py; absent where it is lossless), ``clashes`` (names of variants and
     policies that it cannot go with, and why) and ``nested`` (True: a slice of the model, whose weights are the
-    model's own; what it adds in ``resident`` under new names is counted).
+    model's own; what it adds in ``resident`` under new names is counted). ``stage`` orders them whatever the list says:
+    number formats (0) before what chooses among the numbers (1, the default) before where they lie (2). One that a policy puts on a draft may have
+    ``beside(target)``: what stands for it where the target has this shape (a tandem's projections).
     """
 
     name: ClassVar[str]
@@ -46,8 +49,16 @@ class Variant(Protocol):
         """Bytes that the weights take in memory by op name, of one device (adapters, predictors, pruned weights)."""
         ...
 
+    def cached(self, bytes_per_token: tuple[float, ...]) -> tuple[float, ...]:
+        """KV bytes that a token takes in memory, by attention kind (a cache that lies elsewhere)."""
+        ...
+
     def rewrite(self, ops: list[Op], work: Work) -> list[Op]:
         """The ops of one pass on one device: counts changed, ops added or taken away."""
+        ...
+
+    def bound(self, shape: ModelShape, precision: Precision, device: Device) -> Any:
+        """What stands for it on one device, where ``resident``, ``cached`` and ``rewrite`` need to know that."""
         ...
 
 

@@ -77,6 +77,7 @@ class Quantization:
     """
 
     name: ClassVar[str] = "quantization"
+    stage: ClassVar[int] = 0
     format: str | None = None
     weights: int | None = None
     activations: int | None = None
