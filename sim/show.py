@@ -407,8 +407,8 @@ def published(rows: list[Held], deck: str | None = None) -> None:
             for h in group
         ])  # fmt: skip
     failed, claims = sum(not h.passed for h in rows), sum(h.row.label != "data" for h in rows)
-    said = f"{failed} of {claims} failed" if failed else f"all {claims} are as labelled"
-    console().print(f"{said}; {len(rows) - claims} rows of data")
+    said = [f"{failed} of {claims} failed" if failed else f"all {claims} are as labelled"] if claims else []
+    console().print("; ".join([*said, f"{len(rows) - claims} rows of data"]))
 
 
 def published_plain(held: Held) -> dict[str, Any]:
