@@ -67,6 +67,11 @@ def _policies(scenario: Scenario) -> Iterator[Choice]:
                 yield _policy({**options, "gamma": gamma}, f"{name} gamma {gamma}")
 
 
+    if name == "tree" and options.get("acceptance") is None:  # measured for one tree, it says nothing of another
+        for nodes in NODES:
+            yield _policy({**options, "tree": {"nodes": nodes, "by": "greedy"}}, f"tree of {nodes} nodes")
+
+
 def _policy(options: dict[str, Any], label: str) -> Choice:
     return Choice(label, (f"policy={_yaml(options)}",))
 

@@ -608,6 +608,10 @@ def _list_plugins(package: str, as_json: bool) -> None:
 
     rows = catalogue(package)
     show.as_json(rows) if as_json else show.plugins(rows)
+    if package == "sim.policies" and not as_json:
+        from sim.names import meanings
+
+        show.names(meanings())
 
 
 def main() -> None:

@@ -11,12 +11,48 @@ from typing import Any
 from sim.plugin import discover, suggest
 from workloads.errors import shown
 
-__all__ = ["expand", "names"]
+__all__ = ["expand", "meanings", "names"]
 
 Options = dict[str, Any]
 Expansion = tuple[Any, list[Any]]  # a policy as a scenario says it, and variants to go before the scenario's own
 
-NAMES: Mapping[str, Callable[[Options], Expansion]] = {}
+
+
+def _tree(**usual: Any) -> Callable[[Options], Expansion]:
+    """A kind of token tree; options override what the name stands for."""
+    return lambda options: ({"name": "tree", **usual, **options}, [])
+
+
+def _variant(name: str, **usual: Any) -> Callable[[Options], Expansion]:
+    """Autoregressive decoding of a variant; options override what the name stands for."""
+    return lambda options: ("autoregressive", [{name: {**usual, **options}}])
+
+
+_DYNAMIC = {"by": "dynamic", "nodes": 60}
+_GREEDY_31 = {"nodes": 31, "depth": 8}
+NAMES: Mapping[str, Callable[[Options], Expansion]] = {
+    "medusa": _tree(),
+    "hydra": _tree(drafter="hydra"),
+    "eagle": _tree(tree="eagle-25", ranks="eagle-vicuna", drafter="eagle"),
+    "eagle2": _tree(
+        tree={**_DYNAMIC, "depth": 6}, ranks="eagle-vicuna", drafter="eagle",
+        acceptance={"kind": "length", "tokens": 4.83},
+    ),
+    "eagle3": _tree(
+        tree={**_DYNAMIC, "depth": 8}, ranks="eagle-vicuna", drafter={"kind": "eagle3", "vocabulary": 32_000},
+        acceptance={"kind": "length", "tokens": 6.62},
+    ),
+    "mtp": _tree(tree=[[0]], ranks=[0.87], drafter="mtp"),
+    "specinfer": _tree(tree={**_GREEDY_31, "by": "greedy"}, ranks="sequoia", verification="specinfer",
+                       drafter={"kind": "model", "draft": "auto"}),
+    "sequoia": _tree(tree={**_GREEDY_31, "by": "sequoia"}, ranks="sequoia", verification="sequoia",
+                     drafter={"kind": "model", "draft": "auto"}),
+    "streamingllm": _variant("kv_eviction", method="streaming"),
+    "h2o": _variant("kv_eviction", method="h2o"),
+    "lora": _variant("peft", method="lora"),
+    "bitnet": _variant("quantization", format="bitnet"),
+}  # fmt: skip
+"""What each name stands for; sources and numbers are those of docs/policies/tree.md, medusa.md and eagle.md."""
 
 
 def names() -> list[str]:
@@ -40,3 +76,20 @@ def expand(policy: Any, variants: Sequence[Any]) -> tuple[Any, Any]:
     expansion = NAMES.get(name)
     said, added = ("autoregressive", [{name: options}]) if expansion is None else expansion(options)
     return said, [*added, *variants] if isinstance(variants, list | tuple) else variants
+
+
+def meanings() -> dict[str, str]:
+    """What each name stands for, in a line."""
+    found = {}
+    for name in names():
+        policy, variants = expand(name, [])
+        said = policy if isinstance(policy, str) else ", ".join(f"{k}: {v}" for k, v in policy.items() if k != "name")
+        head = "" if isinstance(policy, str) else f"{policy['name']} "
+        with_ = "".join(f" with {_spoken(spec)}" for spec in variants)
+        found[name] = f"{head}{said}{with_}".strip()
+    return found
+
+
+def _spoken(spec: Any) -> str:
+    [(name, options)] = spec.items()
+    return f"{name} {', '.join(f'{k}: {v}' for k, v in options.items())}".strip()

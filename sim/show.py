@@ -302,6 +302,13 @@ def plugins(rows: list[dict[str, Any]]) -> None:
         console().print(f"  {row['about']}\n")
 
 
+def names(meanings: dict[str, str]) -> None:
+    """Names of the field that stand for a policy and variants."""
+    console().print("[bold]policy also takes[/bold]", markup=True)
+    for name, meaning in meanings.items():
+        console().print(f"  {name}: {meaning}")
+
+
 def comparison(comparison: Comparison) -> None:
     """Differences with intervals, and the waterfall."""
     c = comparison

@@ -121,6 +121,17 @@ def test_what_a_scenario_offers() -> None:
     assert "matformer L" not in {c.label for c in nested}
 
 
+def test_trees_are_offered_in_sizes_and_the_best_one_shrinks_with_the_load() -> None:
+    """Medusa heads: as many nodes as memory hides for one sequence, fewer where a batch fills the pass."""
+
+    def nodes(rate: float) -> int:
+        found = tune(asked("medusa", {"rate": rate, "requests": 2000}, model="llama-2-7b"))
+        label = next(c.choice for c in found.candidates if not c.why and "nodes" in c.choice)
+        return int(label.split()[2])
+
+    assert nodes(60) < nodes(0.1)
+
+
 def test_hundreds_of_mixes_under_a_memory_limit() -> None:
     """Mix'n'Match: more than 100 models, those above the limit refused, one below it recommended."""
     scenario = asked("autoregressive", quality="any", model="llama-3.1-8b", variants=[{"quantization": {"kv": 8}}])
