@@ -23,6 +23,11 @@ def _tree(**usual: Any) -> Callable[[Options], Expansion]:
     return lambda options: ({"name": "tree", **usual, **options}, [])
 
 
+def _policy(name: str, **usual: Any) -> Callable[[Options], Expansion]:
+    """Another name of a policy."""
+    return lambda options: ({"name": name, **usual, **options}, [])
+
+
 def _variant(name: str, **usual: Any) -> Callable[[Options], Expansion]:
     """Autoregressive decoding of a variant; options override what the name stands for."""
     return lambda options: ("autoregressive", [{name: {**usual, **options}}])
@@ -47,6 +52,11 @@ NAMES: Mapping[str, Callable[[Options], Expansion]] = {
                        drafter={"kind": "model", "draft": "auto"}),
     "sequoia": _tree(tree={**_GREEDY_31, "by": "sequoia"}, ranks="sequoia", verification="sequoia",
                      drafter={"kind": "model", "draft": "auto"}),
+    "rest": _policy("retrieval"),
+    "prompt_lookup": _policy("ngram"),
+    "unigram": _policy("bigram", order=1),
+    "aggressive": _policy("input_copy"),
+    "distillspec": _policy("speculative"),
     "streamingllm": _variant("kv_eviction", method="streaming"),
     "h2o": _variant("kv_eviction", method="h2o"),
     "lora": _variant("peft", method="lora"),

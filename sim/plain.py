@@ -17,7 +17,7 @@ MOST_VALUES = 20_000  # in one scenario
 POWER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d{1,4}", re.ASCII)
 LEVEL = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 FILE = re.compile(r"\.(json|yaml|yml|csv|jsonl|parquet|gz|txt)$", re.IGNORECASE)
-PATHS = ("model", "hardware", "engine", "trace", "file", "lengths", "draft", "betas")
+PATHS = ("model", "hardware", "engine", "trace", "file", "lengths", "draft", "betas", "over")
 
 
 def plain(data: Any, label: str) -> dict[str, Any]:

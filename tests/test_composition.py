@@ -105,6 +105,22 @@ def test_policies_and_typos_are_left_alone() -> None:
         assert expand(said, []) == (said, [])
 
 
+@pytest.mark.parametrize("name", ["medusa", "hydra", "eagle", "eagle2", "eagle3", "mtp", "specinfer", "sequoia"])
+def test_names_of_trees_run_and_gain(name: str) -> None:
+    """Each is a tree whose rounds give more than a token, built and run by its name alone; options override."""
+    workload = {"requests": 5, "rate": 5, "prompt": 64, "output": 40}
+    scenario = _scenario(name, []).model_copy(update={"workload": workload})
+    found = simulate(scenario)
+    assert found.built.scenario.policy["name"] == "tree" and found.metrics["acceptance"]["mean_accepted_length"] > 1.3
+    assert expand({"name": name, "host_us": 7.0}, [])[0]["host_us"] == 7.0
+
+
+def test_auto_finds_a_draft_wherever_one_is_named() -> None:
+    """As the model of a draft with variants, too."""
+    packed = speculative({"model": "auto", "variants": [INT4]})
+    assert packed.costs[1].shape.name == "llama-3.2-1b"
+
+
 def test_a_name_that_nothing_has_is_refused_with_the_nearest() -> None:
     """Names of the field are among what is offered."""
     with pytest.raises(ValueError, match=r"^policy: 'matformr': must be one of .*; did you mean 'matformer'\?$"):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sim.analytic.work import Work
 from sim.plugin import build, discover
-from sim.policies import Chunk, Chunks, Future
+from sim.policies import Chunk, Chunks, Future, Model
 from sim.policies.autoregressive import Autoregressive
 from sim.policies.speculative import Speculative
 from sim.serving.luck import Luck
@@ -48,7 +48,7 @@ def test_a_policy_is_a_frozen_dataclass_of_its_options(name: str) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         first.name = "other"
     assert isinstance(first.tokens_per_round, int) and first.tokens_per_round >= 1
-    assert all(isinstance(draft, str) for draft in first.drafts)
+    assert all(isinstance(draft, str | Model) for draft in first.drafts)
 
 
 @pytest.mark.parametrize("name", sorted(discover("sim.policies")))
@@ -234,17 +234,25 @@ def test_many_rounds_are_each_round(policy: Any, kinds: tuple[int | None, ...]) 
             assert np.broadcast_to(together[key], rounds)[i] == want == np.broadcast_to(by_array[key], rounds)[i], key
 
 
+def writers_of(policy: Any, draft: Any) -> list[int]:
+    """Models without a cache that write into the one of ``draft``, which is another model than the target."""
+    drafts = list(enumerate(policy.drafts, 1))
+    same = [(m, other) for m, other in drafts if isinstance(draft, Model) and isinstance(other, Model)]
+    return [m for m, other in same if other.name == draft.name is not None and not other.own_kv]
+
+
 @ALL
 def test_prompts_alone_and_beside_decodes(policy: Any) -> None:
-    """Chunks add their tokens to the passes of every model, whether anybody decodes or not; only the last chunk needs
-    logits, of the target."""
+    """Chunks add their tokens to the passes of every model with its own cache, or of a model that writes into it (a
+    tandem's projections), whether anybody decodes or not; only the last chunk needs logits, of the target."""
     windows = windows_of(policy, (None, 7))
     prompts = Chunks([Chunk(0, 9, False), Chunk(5, 6, True)])
     totals = np.array(policy.rows(policy.future(Luck(12).of(0), 0, 60), 13, windows))[:, :1]
     alone, beside = flat(policy, 0, None, prompts, windows), flat(policy, 1, totals, prompts, windows)
     decodes = flat(policy, 1, totals, None, windows)
-    for model in range(len(windows)):
-        assert alone[model, "tokens0"] == 15
+    for model, draft in enumerate(("", *policy.drafts)):
+        if isinstance(draft, str) or draft.own_kv:
+            assert any(alone.get((m, "tokens0")) == 15 for m in (model, *writers_of(policy, draft)))
     assert alone[0, "logit_rows0"] == 1
     assert np.all(beside[0, "logit_rows0"] == alone[0, "logit_rows0"] + decodes[0, "logit_rows0"])
     for key, value in beside.items():

@@ -143,7 +143,7 @@ def test_choices_meet_the_same_luck() -> None:
         ({"match": {"start": 0.1, "end": 0.5}}, "policy.match: takes a probability, or start, end and tokens, got"),
         ({"match": {**RISING, "end": 2}}, "policy.match.end: 2 is not a probability from 0 to 1"),
         ({"match": {**RISING, "tokens": 0}}, "policy.match.tokens: 0 is not a whole number from 1 to 1000000"),
-        ({"acceptance": {"kind": "empirical", "betas": [0.5]}}, "policy.acceptance.kind: 'empirical' needs a draft"),
+        ({"acceptance": {"kind": "empirical", "betas": [0.5]}}, "policy.acceptance.kind: 'empirical' is not one of"),
         ({"acceptance": {"kind": "survival", "vector": [0.5]}}, "policy.acceptance.vector: needs a list of at least"),
     ],
 )  # fmt: skip

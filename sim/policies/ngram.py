@@ -4,7 +4,7 @@ Saxena 2023 (github.com/apoorvumang/prompt-lookup-decoding); vLLM's n-gram propo
 2304.04487). A sequence finds a match with probability m, which may rise as its own output grows; then one target pass
 verifies gamma copied tokens beside the last one. Without a match the sequence takes a plain step in the same pass.
 Copies of a round share one source, so that what has held goes on holding: the default acceptance is a Beta mixture.
-Looking up takes the host's time, not the device's: ``sequence_s`` of an engine profile.
+Looking up takes the host's time, not the device's.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.analytic.work import Work, pairs_of, reads_of
-from sim.policies import NO_PROMPTS, Draws, Future, IntArray, Pass, Prompts, Totals, Windows
-from sim.policies.acceptance import survival_vector
+from sim.policies import Draws, Future, IntArray, Pass, Prompts, Totals, Windows, one_pass
+from sim.policies.acceptance import SAME, survival_vector
+from sim.policies.checks import number, probability, whole
 
 COPIED = {"kind": "beta", "mean": 0.543, "concentration": 3.0}
 """Beta mixture through positions 1 and 2 of a vLLM log (issue 19254, Qwen3-32B): 0.543, 0.357, then 0.259 for 0.264."""
@@ -40,8 +40,8 @@ class Rise(NamedTuple):
 @dataclass(frozen=True)
 class Ngram:
     """``gamma``: copied tokens a match; ``match``: P(a round finds one), a number or ``{start, end, tokens}`` for one
-    that rises over so many tokens of own output; ``acceptance``: of the copies, kinds iid, survival and beta of
-    acceptance.py.
+    that rises over so many tokens of own output; ``acceptance``: of the copies, any kind of acceptance.py that is
+    the same in every round; ``lookup_us``: host time of a look-up, for each decoding sequence.
     """
 
     name: ClassVar[str] = "ngram"
@@ -50,12 +50,11 @@ class Ngram:
     gamma: int = 10
     match: Any = 0.37  # with gamma 10: the 1.75 tokens a step of Spec-Bench (Vicuna-7B), by fit
     acceptance: Any = field(default_factory=lambda: dict(COPIED))
+    lookup_us: float = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.gamma, bool) or not isinstance(self.gamma, int) or not 1 <= self.gamma <= 64:
-            raise ValueError(f"policy.gamma: {self.gamma!r} is not a whole number from 1 to 64")
-        if isinstance(self.acceptance, Mapping) and self.acceptance.get("kind") == "empirical":
-            raise ValueError("policy.acceptance.kind: 'empirical' needs a draft model; ngram takes iid, survival, beta")
+        whole(self.gamma, "policy.gamma", 1, 64)
+        number(self.lookup_us, "policy.lookup_us", 0, 1e6)
         _ = self.rise, self.survival
 
     @cached_property
@@ -63,20 +62,23 @@ class Ngram:
         """The match probability by own output; constant where ``match`` is a number."""
         said = self.match
         if not isinstance(said, Mapping):
-            share = _probability(said, "match")
+            share = probability(said, "policy.match")
             return Rise(share, share, 1)
         if set(said) != {"start", "end", "tokens"}:
             got = sorted(map(str, said))
             raise ValueError(f"policy.match: takes a probability, or start, end and tokens, got {got}")
-        tokens = said["tokens"]
-        if isinstance(tokens, bool) or not isinstance(tokens, int) or not 1 <= tokens <= 1_000_000:
-            raise ValueError(f"policy.match.tokens: {tokens!r} is not a whole number from 1 to 1000000")
-        return Rise(_probability(said["start"], "match.start"), _probability(said["end"], "match.end"), tokens)
+        start, end = (probability(said[key], f"policy.match.{key}") for key in ("start", "end"))
+        return Rise(start, end, whole(said["tokens"], "policy.match.tokens", 1, 1_000_000))
 
     @cached_property
     def survival(self) -> NDArray[np.float64]:
         """P(at least k copies are kept | a match), k = 1..gamma; shape [gamma], not increasing."""
-        return survival_vector(self.acceptance, self.gamma)
+        return survival_vector(self.acceptance, self.gamma, kinds=SAME)
+
+    @property
+    def host_s(self) -> tuple[float, float]:
+        """Seconds that the host takes in a round, and for each sequence: a look-up, found or not."""
+        return 0.0, self.lookup_us * 1e-6
 
     @property
     def tokens_per_round(self) -> int:
@@ -94,9 +96,9 @@ class Ngram:
     def oracle_tokens(self) -> float:
         """Bound on E for any gamma: every copy goes on for as long as the target agrees. inf where that has no mean.
 
-        1 + m a/(1-a) for acceptance a; 1 + m a/(b-1) for a Beta(a, b) mixture, b > 1; a measured vector as given.
+        1 + m a/(1-a) for acceptance a; 1 + m a/(b-1) for a Beta(a, b) mixture, b > 1; other kinds as far as they go.
         """
-        return 1.0 + self.rise.end * _endless(self.acceptance) if self.rise.end else 1.0
+        return 1.0 + self.rise.end * _endless(self.acceptance, self.survival) if self.rise.end else 1.0
 
     @property
     def flops_factor(self) -> float:
@@ -126,18 +128,13 @@ class Ngram:
 
     def future(self, draws: Draws, start: int, remaining: int) -> Future:
         """A draw for the match and one for the copies, each round; the last gain is clipped to what is left."""
+        if self.rise.start != self.rise.end:
+            return one_pass.walked(lambda count: self._risen(draws, count), start, remaining, self.expected_tokens)
         kept, matched = self._rounds(draws, start, remaining)
-        total = (kept + 1).cumsum()
-        rounds = int(total.searchsorted(remaining)) + 1
-        gains = kept[:rounds] + 1
-        offsets = total[:rounds] - gains
-        gains[-1] -= int(total[rounds - 1]) - remaining
-        return Future(gains, offsets, kept[:rounds], matched[:rounds] * self.gamma)
+        return one_pass.clipped(kept, matched * self.gamma, remaining)
 
     def _rounds(self, draws: Draws, start: int, remaining: int) -> tuple[IntArray, IntArray]:
         """(kept, 1 where matched) of rounds from ``start`` on, enough of them for ``remaining`` tokens."""
-        if self.rise.start != self.rise.end:
-            return self._risen(draws, start, remaining)
         if start == 0:
             matched, row, rounds = draws.from_tile("match", self._matched)
             kept = draws.from_tile("acceptance", self._copied)[0][row] * matched[row]
@@ -158,16 +155,11 @@ class Ngram:
         """What a match would keep."""
         return np.searchsorted(-self.survival, -u, side="left")
 
-    def _risen(self, draws: Draws, start: int, remaining: int) -> tuple[IntArray, IntArray]:
-        """The same where the past matters: walked from the sequence's first round, whatever ``start`` is."""
-        count = start + min(max(8, int(1.3 * remaining / self.expected_tokens)), remaining)
-        while True:
-            copies = self._copied(draws.uniforms("acceptance", 0, count))
-            matched = np.array(self._hits(draws.uniforms("match", 0, count).tolist(), copies.tolist()), dtype=np.int64)
-            kept = copies * matched
-            if count - start + kept[start:].sum() >= remaining:
-                return kept[start:], matched[start:]
-            count = start + min(2 * (count - start), remaining)
+    def _risen(self, draws: Draws, count: int) -> tuple[IntArray, IntArray]:
+        """(kept, drafted) of the sequence's first ``count`` rounds, where the past matters."""
+        copies = self._copied(draws.uniforms("acceptance", 0, count))
+        matched = np.array(self._hits(draws.uniforms("match", 0, count).tolist(), copies.tolist()), dtype=np.int64)
+        return copies * matched, matched * self.gamma
 
     def _hits(self, coins: list[float], copies: list[int]) -> list[int]:
         """1 where a round finds a match: own output, one token from the prefill at first, says how likely that is."""
@@ -180,40 +172,28 @@ class Ngram:
         return hits
 
     def channels(self, windows: tuple[Windows, ...]) -> int:
-        """Drafted tokens, then reads and pairs by attention kind: a product of two sums would not do."""
-        return 1 + 2 * len(windows[0])
+        """Drafted tokens, then reads and pairs by attention kind."""
+        return one_pass.channels(windows)
 
     def rows(self, future: Future, context: int, windows: tuple[Windows, ...]) -> tuple[IntArray, ...]:
         """Of whatever was drafted in each round, nothing or less than gamma included."""
-        before, new = future.offsets + context, future.drafted + 1
-        rows: list[IntArray] = [future.drafted]
-        for window in windows[0]:
-            rows += [reads_of(before, window), pairs_of(new, before, window)]
-        return tuple(rows)
+        return one_pass.rows(future, context, windows)
 
     def passes(
         self, seats: Any, totals: Totals | None, prompts: Prompts | None, windows: tuple[Windows, ...]
     ) -> Iterable[Pass]:
         """One target pass: a token of each sequence and the copies of those that matched, all of them to the head."""
-        part = prompts.part(windows[0]) if prompts else NO_PROMPTS
-        new, pairs, reads = seats, None, None
-        if totals is not None:
-            new, reads, pairs = seats + totals[0], tuple(totals[1::2]), tuple(totals[2::2])
-        yield Pass(0, Work(part.tokens + new, part.rows + new, pairs, reads, part.pairs, part.reads, part.tokens))
+        return one_pass.passes(seats, totals, prompts, windows)
 
 
-def _probability(value: Any, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
-        raise ValueError(f"policy.{key}: {value!r} is not a probability from 0 to 1")
-    return float(value)
-
-
-def _endless(acceptance: Any) -> float:
+def _endless(acceptance: Any, survival: NDArray[np.float64]) -> float:
     """Copies kept of an endless draft: the sum of the survival vector over all k."""
     said = acceptance if isinstance(acceptance, Mapping) else {"alpha": acceptance}
     kind = said.get("kind", "iid")
     if kind == "survival":
         return float(sum(said["vector"]))
+    if kind in ("decaying", "length"):
+        return float(survival.sum())
     if kind == "iid":
         won, lost = float(said["alpha"]), 1.0 - float(said["alpha"])
     else:
