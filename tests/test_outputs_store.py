@@ -283,7 +283,7 @@ def test_a_roofline_is_drawn_in_each_format(tmp_path: Path, suffix: str) -> None
 @pytest.mark.parametrize("name", ["plain", "windows", "experts"])
 def test_dots_lie_under_the_drawn_roof(name: str) -> None:
     """Every dot is below the memory line and below its ceiling, both read off the picture's own lines."""
-    device, axes = run(name).built.device, roofline(points(name), run(name).built.device).axes[0]
+    device, axes = run(name).built.device, roofline(points(name), run(name).built.device)
     memory = axes.lines[0].get_xydata()
     assert memory[0, 1] == pytest.approx(memory[0, 0] * device.memory_Bps) and memory[1, 1] >= memory[0, 1]
     peak = max(line.get_ydata()[-1] for line in axes.lines)
@@ -300,7 +300,7 @@ def test_the_on_chip_roof_is_drawn_where_known() -> None:
     fields = {f: getattr(device, f) for f in device.__dataclass_fields__}
     for bandwidth, wanted in ((5e12, True), (None, False)):
         other = Device(**{**fields, "onchip": Onchip(1e6, "cache", bandwidth, None)})
-        texts = [t.get_text() for t in roofline(points("plain"), other).axes[0].texts]
+        texts = [t.get_text() for t in roofline(points("plain"), other).texts]
         assert any("on chip" in t for t in texts) == wanted
 
 
