@@ -42,6 +42,7 @@ def metrics(run: Run) -> dict[str, Any]:
         "acceptance": accepted,
         "kv": usage.kv(run, accepted["mean_accepted_length"] or 1.0),
         "energy": usage.energy(run, end_s, totals[1]),
+        "clock": usage.clock(run),
         "cost": usage.money(run, end_s, *totals),
         "warnings": warnings_of(run),
     }

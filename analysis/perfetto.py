@@ -31,7 +31,7 @@ SHOWN = ("replica", "phase", "start_ns", "duration_ns", "n_rounds", "batch", "pr
 def trace(run: Run, most_events: int = TRACE_EVENTS) -> str:
     """The trace as JSON text with at most about ``most_events`` events: every k-th leap where there are more."""
     rounds = run.round_columns
-    replicas = run.scenario.replicas
+    replicas = sum(count for _, count in run.built.pools)
     n = len(rounds["n_rounds"])
     step = max(1, -(-n * PER_LEAP // max(1, most_events - 2 * replicas)))
     rows = np.arange(0, n, step)

@@ -79,8 +79,15 @@ def _warmup(run: Run) -> str | None:
 def _profile(run: Run) -> list[str]:
     device = run.built.device
     found = []
-    if device.matmul and next(iter(device.matmul.values())).provenance.startswith("textbook"):
+    if device.kernels is not None:
+        if not device.kernels.source.endswith("measured"):
+            found.append(f"{device.kernels.source}: its kernels were not measured.")
+    elif device.matmul and next(iter(device.matmul.values())).provenance.startswith("textbook"):
         found.append(f"{device.name} is a textbook roofline: nothing in its times is fitted to a measurement.")
+    if not run.built.engine.measured:
+        found.append(f"engine {run.built.engine.name}: nothing in its profile is measured; see its notes.")
+    if run.built.setup.power is not None and device.clock is not None and device.clock.provenance.startswith("class"):
+        found.append(f"{device.name}: its clock under load was not measured: {device.clock.provenance}.")
     if device.energy is None:
         found.append(f"{device.name}: power is unknown, so there are no joules.")
     if device.unverified:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from hardware_profiles.check import did_you_mean
+from hardware_profiles.kernel_files import kernels
 from hardware_profiles.schema import check_device, check_engine
 from hardware_profiles.strict_yaml import read
 
-__all__ = ["aliases", "engine", "engine_names", "load", "names"]
+__all__ = ["aliases", "engine", "engine_names", "kernels", "load", "names"]
 
 SUFFIXES = (".yaml", ".yml")
 

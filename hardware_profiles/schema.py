@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from hardware_profiles.check import Items, Number, Rule, Table, Text, check
@@ -32,6 +33,18 @@ WIRE: dict[str, Rule] = {
     "latency_us": Number(closed=True, most=1e6),
 }
 GRADE = Text(("A", "B", "C"), nullable=True)
+
+MHZ = Number(above=1, most=1e5, whole=True)
+CLOCK_TERMS: dict[str, Rule] = {"cap_W": Number(1e-3, 1e6), "busy_W": Number(closed=True, most=1e6)}
+CLOCK = Table(
+    {
+        **dict.fromkeys(("boost_MHz", "top_MHz", "rated_MHz", "base_MHz", "step_MHz"), MHZ),
+        "window_s": Number(1e-6, 3600),
+        **CLOCK_TERMS,
+        "provenance": Text(),
+    },
+    {"interval": Table({}, dict.fromkeys(CLOCK_TERMS, INTERVAL))},
+)
 
 DEVICE = Table(
     {
@@ -65,7 +78,8 @@ DEVICE = Table(
         "sources": Table(dict.fromkeys(SOURCED, Table({"from": Text(), "grade": GRADE}))),
         "unverified": Items(Text()),
         "notes": Text(nullable=True),
-    }
+    },
+    {"clock": CLOCK},
 )
 
 HOST_TERMS: dict[str, Rule] = {
@@ -92,7 +106,12 @@ ENGINE = Table(
         "provenance": Text(),
         "notes": Text(nullable=True),
     },
-    {"interval": Table({}, dict.fromkeys(HOST_TERMS, INTERVAL))},
+    {
+        "kernels": Text(nullable=True),
+        "overlap": Text(("max", "sum")),
+        "batch_buckets": Items(Number(most=1e6, whole=True), nullable=True),
+        "interval": Table({}, dict.fromkeys(HOST_TERMS, INTERVAL)),
+    },
 )
 
 
@@ -106,6 +125,8 @@ def check_device(profile: dict[str, Any], file: str) -> None:
         raise ValueError(f"{file}: power.idle_W is {power['idle_W']}, allowed: below tdp_W ({power['tdp_W']})")
     if (power["tdp_W"] is None) != (power["idle_W"] is None):
         raise ValueError(f"{file}: power.tdp_W and power.idle_W must both be numbers or both null")
+    if "clock" in profile:
+        _check_clock(profile, file)
     for group in GROUPS:
         for number_format, terms in profile["efficiency"][group].items():
             _check_intervals(terms, f"{file}: efficiency.{group}.{number_format}")
@@ -115,6 +136,23 @@ def check_engine(profile: dict[str, Any], file: str) -> None:
     """Raise ValueError, one line naming file and key, unless `profile` is a complete engine profile."""
     check(profile, ENGINE, f"{file}: ")
     _check_intervals(profile, f"{file}: engine")
+    buckets = profile.get("batch_buckets") or []
+    if any(low >= high for low, high in pairwise(buckets)):
+        raise ValueError(f"{file}: batch_buckets must ascend, each a whole number above the one before")
+
+
+def _check_clock(profile: dict[str, Any], file: str) -> None:
+    """Steps must lead from the lowest clock to the rated one, and idle power must leave the cap some room."""
+    clock, idle_W = profile["clock"], profile["power"]["idle_W"]
+    base, rated, top, boost, step = (clock[f"{key}_MHz"] for key in ("base", "rated", "top", "boost", "step"))
+    if not base <= rated <= top <= boost or (rated - base) % step or (top - base) % step:
+        allowed = "base_MHz <= rated_MHz <= top_MHz <= boost_MHz, rated and top whole steps above base"
+        raise ValueError(f"{file}: clock: {base}, {rated}, {top}, {boost} in steps of {step}, allowed: {allowed}")
+    if idle_W is None or not any(profile["energy"]["pJ_per_FLOP"].values()):
+        raise ValueError(f"{file}: clock needs power.idle_W and energy.pJ_per_FLOP: joules set the clock")
+    if clock["cap_W"] <= idle_W:
+        raise ValueError(f"{file}: clock.cap_W is {clock['cap_W']}, allowed: above power.idle_W ({idle_W})")
+    _check_intervals(clock, f"{file}: clock")
 
 
 def _check_intervals(terms: dict[str, Any], where: str) -> None:

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.analytic.cost import PassCost
 from sim.analytic.ops import Op
 from sim.analytic.roofline import CAUSES, hbm_bytes, joules, kernels, on_device, onchip_bytes
+from sim.analytic.staged import Cost
 from sim.analytic.work import Work, pairs_of, reads_of
-from sim.policies import Pass, PromptPart, Windows
+from sim.policies import Pass, PromptPart, Sources, Windows
 from sim.serving.rounds import Rounds
 
-__all__ = ["SECONDS", "Accounts", "Prompted", "account", "leap_rows", "request_joules"]
+__all__ = ["SECONDS", "Accounts", "Prompted", "account", "account_pools", "leap_rows", "request_joules"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -62,17 +62,53 @@ def account(rounds: Rounds, leaps: Columns, chunks: Columns) -> Accounts:
     n = len(leaps["rounds"])
     totals = np.zeros((len(ROWS), n))
     reads = np.zeros((2, n))
-    books = [_Book(cost) for cost in rounds.costs]
+    books: dict[int, list[_Book]] = {}
     prompts = Prompted.of(leap_rows(leaps, chunks), chunks, n)
     host_s = np.zeros(n)
     for rows, decoding, reading in _blocks(leaps):
         part = prompts.only(rows) if reading else None
         passes, seats = _passes(rounds, leaps, rows, part, decoding)
-        _add_block(books, passes, seats, rows, totals, reads)
+        MHz = int(leaps["clock_MHz"][rows[0]])
+        if MHz not in books:
+            books[MHz] = [_Book(cost.at_clock(MHz) if MHz else cost) for cost in rounds.costs]
+        _add_block(books[MHz], passes, seats, rows, totals, reads)
         sequences = (leaps["seats"] + leaps["chunks"])[rows]
-        host_s[rows] = rounds.host_s(sequences, seats if decoding else None, rounds.layers_run(passes))
+        slot_s = rounds.host_s(sequences, seats if decoding else None, rounds.layers_run(passes), part)
+        host_s[rows] = slot_s * rounds.slots
+        if rounds.beside:
+            host_s[rows] = np.maximum(host_s[rows] - totals[: len(CAUSES), rows].sum(axis=0), 0.0)
+    reads *= rounds.shares
     totals *= leaps["rounds"]
     return _scaled(rounds, leaps, totals, reads, host_s, prompts.tokens)
+
+
+def account_pools(pools: Sequence[tuple[Rounds, int]], leaps: Columns, chunks: Columns) -> Accounts:
+    """The same where replicas are not all alike: (rounds, how many), in the order of their numbers.
+
+    ``idle_W`` is that of a mean replica.
+    """
+    if len(pools) == 1:
+        return account(pools[0][0], leaps, chunks)
+    pool = np.repeat(np.arange(len(pools)), [count for _, count in pools])
+    rows = [pool[leaps["replica"]] == i for i in range(len(pools))]
+    mine = [pool[chunks["replica"]] == i for i in range(len(pools))]
+    parts = [
+        account(rounds, {k: c[here] for k, c in leaps.items()}, {k: c[there] for k, c in chunks.items()})
+        for (rounds, _), here, there in zip(pools, rows, mine, strict=True)
+    ]
+    places = np.argsort(np.concatenate([np.flatnonzero(here) for here in rows]))
+    idle_W = sum(part.idle_W * count for part, (_, count) in zip(parts, pools, strict=True)) / len(pool)
+
+    def joined(columns: Sequence[Any]) -> Any:
+        return np.concatenate(columns)[places]
+
+    named = {
+        group: {key: joined([getattr(part, group)[key] for part in parts]) for key in getattr(parts[0], group)}
+        for group in ("seconds", "counts")
+    }
+    flat = {name: joined([getattr(part, name) for part in parts])
+            for name in ("joules", "context", "read_bytes", "prefill_tokens", "scale")}  # fmt: skip
+    return Accounts(idle_W=idle_W, **named, **flat)  # type: ignore[arg-type]
 
 
 def leap_rows(leaps: Columns, parts: Columns, number: str = "leap") -> Ints:
@@ -92,13 +128,15 @@ class Prompted:
     cached: Ints
     new: Ints
     last: Ints
+    prompt: Ints
     n: int
 
     @classmethod
     def of(cls, rows: Ints, chunks: Columns, n: int) -> Prompted:
         """The recorder's chunk table, given the leap row of each chunk; sorted by leap."""
         order = np.argsort(rows, kind="stable")
-        return cls(rows[order], chunks["cached"][order], chunks["new"][order], chunks["last"][order], n)
+        cached, new, last, prompt = (chunks[name][order] for name in ("cached", "new", "last", "prompt"))
+        return cls(rows[order], cached, new, last, prompt, n)
 
     @property
     def tokens(self) -> Ints:
@@ -111,13 +149,20 @@ class Prompted:
         inside[rows] = True
         mine = inside[self.at]
         places = np.searchsorted(rows, self.at[mine])
-        return Prompted(places, self.cached[mine], self.new[mine], self.last[mine], len(rows))
+        cached, new, last, prompt = (c[mine] for c in (self.cached, self.new, self.last, self.prompt))
+        return Prompted(places, cached, new, last, prompt, len(rows))
 
     def part(self, windows: Windows) -> PromptPart:
         """Totals by leap for a model with these attention kinds, shape [n] each."""
         pairs = tuple(self._sum(pairs_of(self.new, self.cached, w)) for w in windows)
         reads = tuple(self._sum(reads_of(self.cached, w)) for w in windows)
         return PromptPart(self.tokens, self._sum(self.last), pairs, reads)
+
+    def encoded(self) -> tuple[Prompted, Sources]:
+        """What the decoder reads of them, and what the encoder does, as ``sim.policies.Chunks`` has it."""
+        source, rows = self.prompt, self.new - self.prompt + 1
+        read = Sources(self._sum(source), self._sum(source * source), self._sum(source * rows))
+        return Prompted(self.at, self.cached, rows, self.last, source, self.n), read
 
     def _sum(self, column: Ints) -> Ints:
         """Exact: whole numbers stay far below 2^53."""
@@ -148,12 +193,14 @@ def request_joules(
 
 
 def _blocks(leaps: Columns) -> Iterator[tuple[Ints, bool, bool]]:
-    """(rows, somebody decodes, prompts are read): leaps of one kind, at most BLOCK at a time."""
-    decoding, reading = leaps["seats"] > 0, leaps["chunks"] > 0
+    """(rows, somebody decodes, prompts are read): leaps of one kind and clock, at most BLOCK at a time."""
+    decoding, reading, clock = leaps["seats"] > 0, leaps["chunks"] > 0, leaps["clock_MHz"]
     for decode, read in ((True, False), (False, True), (True, True)):
-        rows = np.flatnonzero((decoding == decode) & (reading == read))
-        for start in range(0, len(rows), BLOCK):
-            yield rows[start : start + BLOCK], decode, read
+        alike = np.flatnonzero((decoding == decode) & (reading == read))
+        for MHz in np.unique(clock[alike]):
+            rows = alike[clock[alike] == MHz]
+            for start in range(0, len(rows), BLOCK):
+                yield rows[start : start + BLOCK], decode, read
 
 
 def _passes(
@@ -165,7 +212,7 @@ def _passes(
     if decoding:
         names = [name for name in leaps if name.startswith("sum_")]
         sums = np.stack([leaps[name][rows] for name in names]) / leaps["rounds"][rows]
-    return list(rounds.policy.passes(seats, sums, prompts, rounds.windows)), seats
+    return rounds.mean_passes(seats, sums, prompts), seats
 
 
 def _add_block(
@@ -176,16 +223,17 @@ def _add_block(
     block = np.zeros((len(ROWS), len(rows)))
     for one in passes:
         block += books[one.model].rows(one.work)
-        if np.ndim(seats) and one.model not in met:
+        if np.ndim(seats) and one.model not in met and one.work.decode_reads:  # projections and heads have none
             met.add(one.model)
             reads[:, rows] += _cached(one.work, seats, books[one.model].cost, one.model == 0)
     totals[:, rows] = block
 
 
-def _cached(work: Work, seats: Ints, cost: PassCost, target: bool) -> Floats:
+def _cached(work: Work, seats: Ints, cost: Cost, target: bool) -> Floats:
     """(longest context over attention kinds, a sequence; KV bytes cached) of a model's first pass with decodes."""
     kinds = work.decode_reads or ()
-    held: Any = sum(r * size for r, size in zip(kinds, cost.kv_bytes_per_token, strict=True))
+    held: Any = sum((r * size for r, size in zip(kinds, cost.kv_bytes_per_token, strict=True)), np.zeros(len(seats)))
+    held = held + (work.cross_reads - work.cross_kv_tokens) * cost.cross_bytes_per_token
     longest = np.maximum.reduce(list(kinds)) / seats if target else np.zeros(len(seats))
     return np.stack([longest, held])
 
@@ -193,7 +241,7 @@ def _cached(work: Work, seats: Ints, cost: PassCost, target: bool) -> Floats:
 class _Book:
     """Every quantity of ROWS for one model's passes; what depends on one count alone is looked up by it."""
 
-    def __init__(self, cost: PassCost) -> None:
+    def __init__(self, cost: Cost) -> None:
         self.cost = cost
 
     def rows(self, work: Work) -> Floats:
@@ -227,7 +275,9 @@ class _Book:
 
     def _attention(self, work: Work) -> Floats:
         """Everything else: attention, and what runs once per cached token."""
-        shape = np.broadcast_shapes(*(np.shape(c) for p in (work.decode_pairs, work.prefill_pairs) for c in p or ()))
+        columns = [c for pairs in (work.decode_pairs, work.prefill_pairs) for c in pairs or ()]
+        columns += [work.tokens, work.logit_rows, work.encoder_tokens]
+        shape = np.broadcast_shapes(*(np.shape(c) for c in columns))
         total = self._total((op for op in self.cost.ops(work) if op.driver not in LINEAR), shape)
         return total if total.ndim < 3 else total.sum(axis=1)
 
@@ -251,6 +301,16 @@ class _Book:
         return [*bound.causes().values(), *(layers * c for c in counts), energy, bound.compute_s]
 
 
+def _running_W(rounds: Rounds, leaps: Columns) -> Floats:
+    """Watts of running compute units beyond idle power, FLOPs and bytes, of all devices, where a profile tells them."""
+    clock, devices = rounds.costs[0].device.clock, rounds.costs[0].layout.devices
+    if clock is None:
+        return np.zeros(len(leaps["rounds"]))
+    share = np.where(leaps["clock_MHz"] > 0, leaps["clock_MHz"], clock.rated_MHz) / clock.rated_MHz
+    watts: Floats = clock.busy_W * devices * share**3
+    return watts
+
+
 def _scaled(
     rounds: Rounds, leaps: Columns, totals: Floats, reads: Floats, host_s: Floats, prefill_tokens: Ints
 ) -> Accounts:
@@ -265,7 +325,7 @@ def _scaled(
     rest = dict(zip(ROWS[len(CAUSES) :], totals[len(CAUSES) :], strict=True))
     return Accounts(
         seconds={name: value * scale for name, value in seconds.items()},
-        joules=rest.pop("joules") + idle_W * duration_s,
+        joules=rest.pop("joules") + (idle_W + _running_W(rounds, leaps)) * duration_s,
         counts=rest,
         context=np.where(leaps["seats"] > 0, reads[0], np.nan),
         read_bytes=reads[1],

@@ -10,12 +10,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.analytic.cost import Layout, MemoryBudget, PassCost, memory_budget
+from sim.analytic.cost import MemoryBudget, memory_budget
 from sim.analytic.hardware import Device, Engine
+from sim.analytic.layout import Layout, check_layout
 from sim.analytic.model import ModelShape
 from sim.analytic.ops import Op
 from sim.analytic.precision import Precision
 from sim.analytic.roofline import Bound, hbm_bytes, on_device, onchip_bytes
+from sim.analytic.staged import Cost, pass_cost
 from sim.analytic.work import Totals, Work, reads_of
 
 __all__ = ["Explanation", "Limit", "OpView", "explain", "roofline_points", "view"]
@@ -125,13 +127,15 @@ def explain(
     _positive(batch=batch, prompt=prompt, context=context)
     if not shape.layers:
         raise ValueError(f"{shape.name}: an encoder alone has no decode phase to explain; use roofline_points")
-    cost = PassCost(shape, device, precision, layout, variants=variants)
+    cost = pass_cost(shape, device, precision, layout, variants)
+    check_layout(cost.shape, cost.layout)
     engine = engine or Engine("ideal")
     fraction = memory_fraction if memory_fraction is not None else engine.memory_fraction or 1.0
     budget = _budget(cost, draft_bytes, fraction, max(prompt, engine.token_budget or 0), batch)
-    works = _works(cost.shape, batch, prompt, context)
-    host_s = engine.step_s + engine.layer_s * len(shape.layers)
-    fits = int(budget.kv_pool_bytes // sequence_bytes(cost, context, prompt if shape.encoder else 0))
+    works = _works(cost, batch, prompt, context)
+    slots, ranks = cost.layout.pipeline, cost.layout.data
+    host_s = engine.step_s + engine.layer_s * len(cost.local.layers)
+    fits = ranks * int(budget.kv_pool_bytes // sequence_bytes(cost, context, prompt if shape.encoder else 0))
     return Explanation(
         model=shape.name,
         device=device.name,
@@ -141,11 +145,11 @@ def explain(
         context=context,
         budget=budget,
         kv_bytes_per_token=sum(cost.kv_bytes_per_token),
-        kv_tokens=int(budget.kv_pool_bytes // sum(cost.kv_bytes_per_token)),
+        kv_tokens=ranks * int(budget.kv_pool_bytes // sum(cost.kv_bytes_per_token)),
         kv_sequences=fits,
         ridge_point=device.ridge_point(cost.precision.product_format(cost.precision.weights)),
-        prefill_s=float(cost.seconds(works["prefill"])) + host_s + engine.sequence_s,
-        decode_s=float(cost.seconds(works["decode"])) + host_s + engine.sequence_s * batch,
+        prefill_s=slots * (float(cost.seconds(works["prefill"])) + host_s + engine.sequence_s),
+        decode_s=slots * (float(cost.seconds(works["decode"])) + host_s + engine.sequence_s * _share(cost, batch)),
         decode_joules=float(cost.joules(works["decode"])),
         causes={phase: {k: float(v) for k, v in cost.causes(work).items()} for phase, work in works.items()},
         ops=tuple(point for phase, work in works.items() for point in view(cost, work, phase)),
@@ -155,7 +159,7 @@ def explain(
     )
 
 
-def roofline_points(cost: PassCost, works: Mapping[Any, Work]) -> list[OpView]:
+def roofline_points(cost: Cost, works: Mapping[Any, Work]) -> list[OpView]:
     """The kernels of several passes, each labelled by its key; none lies above the roof.
 
     Fused ops are one point, named after the kernel, since they overlap; FLOPs are those of the matrix products where
@@ -170,7 +174,7 @@ def roofline_points(cost: PassCost, works: Mapping[Any, Work]) -> list[OpView]:
     return points
 
 
-def view(cost: PassCost, work: Work, phase: str) -> list[OpView]:
+def view(cost: Cost, work: Work, phase: str) -> list[OpView]:
     """The ops of one pass (fields of work: ints) in order of execution, those of equal name summed."""
     merged: dict[str, OpView] = {}
     for kernel, bound in cost.bounds(work):
@@ -179,7 +183,7 @@ def view(cost: PassCost, work: Work, phase: str) -> list[OpView]:
     return list(merged.values())
 
 
-def sequence_bytes(cost: PassCost, context: int, source: int = 0) -> float:
+def sequence_bytes(cost: Cost, context: int, source: int = 0) -> float:
     """KV bytes of one sequence of ``context`` tokens on one device; a window keeps at most its own width.
 
     ``source``: tokens of the encoder whose keys and values cross attention keeps.
@@ -189,16 +193,26 @@ def sequence_bytes(cost: PassCost, context: int, source: int = 0) -> float:
     return own + cost.cross_bytes_per_token * source
 
 
-def _works(shape: ModelShape, batch: Totals, prompt: int, context: int) -> dict[Phase, Work]:
-    """One prompt's prefill, and a decode round of ``batch`` sequences; an encoder reads the prompt if there is one."""
-    decode = Work.decode(batch, context, windows=shape.windows)
+def _share(cost: Cost, batch: Totals) -> Totals:
+    """Of ``batch`` sequences, those of the fullest micro-batch of the fullest rank (sim/serving/dealt.py)."""
+    return -(-batch // (cost.layout.pipeline * cost.layout.data))
+
+
+def _works(cost: Cost, batch: Totals, prompt: int, context: int) -> dict[Phase, Work]:
+    """One prompt's prefill, and a decode round of ``batch`` sequences, as a device of the layout sees them; an encoder
+    reads the prompt if there is one.
+    """
+    shape = cost.shape
+    decode = Work.decode(_share(cost, batch), context, windows=shape.windows)
+    decode = decode._replace(everywhere=-(-batch // cost.layout.pipeline))
     if not shape.encoder:
-        return {"prefill": Work.prefill(1, prompt, shape.windows), "decode": decode}
+        prefill = Work.prefill(1, prompt, shape.windows)._replace(everywhere=prompt)
+        return {"prefill": prefill, "decode": decode}
     crossing = decode._replace(cross_pairs=batch * prompt, cross_reads=batch * prompt)
     return {"prefill": Work.encode(1, prompt), "decode": crossing}
 
 
-def _points(cost: PassCost, kernel: list[Op], bound: Bound, phase: str) -> Iterable[OpView]:
+def _points(cost: Cost, kernel: list[Op], bound: Bound, phase: str) -> Iterable[OpView]:
     """Ops of one kernel; its seconds are shared in proportion to what each op would take alone."""
     alone = [float(on_device([op], cost.device, cost.placement).seconds) for op in kernel]
     causes = {cause: float(seconds) for cause, seconds in bound.causes().items()}
@@ -248,7 +262,7 @@ def _merge(a: OpView, b: OpView) -> OpView:
     )
 
 
-def _budget(cost: PassCost, draft_bytes: float, fraction: float, tokens: int, rows: int) -> MemoryBudget:
+def _budget(cost: Cost, draft_bytes: float, fraction: float, tokens: int, rows: int) -> MemoryBudget:
     return memory_budget(
         cost.device.name,
         cost.device.memory_bytes,
@@ -259,10 +273,10 @@ def _budget(cost: PassCost, draft_bytes: float, fraction: float, tokens: int, ro
     )
 
 
-def _limits(cost: PassCost, prompt: int, context: int, fits: int, engine: Engine) -> tuple[Limit, ...]:
+def _limits(cost: Cost, prompt: int, context: int, fits: int, engine: Engine) -> tuple[Limit, ...]:
     """What runs out as the decode batch grows, in order of the batch at which it does."""
     batches = np.arange(1, MOST_BATCH + 1, dtype=np.int64)
-    linear, whole = _compute_bound(cost, _works(cost.shape, batches, prompt, context)["decode"])
+    linear, whole = _compute_bound(cost, _works(cost, batches, prompt, context)["decode"])
     found = [
         Limit("KV cache is full", fits + 1),
         Limit("linear layers are compute-bound", _first(linear, batches)),
@@ -273,7 +287,7 @@ def _limits(cost: PassCost, prompt: int, context: int, fits: int, engine: Engine
     return tuple(sorted(found, key=lambda limit: inf if limit.batch is None else limit.batch))
 
 
-def _compute_bound(cost: PassCost, work: Work) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _compute_bound(cost: Cost, work: Work) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Whether arithmetic takes at least as long as memory: of the products with weights, and of all kernels."""
     bounds = cost.bounds(work)
     linear = [bound for kernel, bound in bounds if any(op.terms == "matmul" for op in kernel)]
@@ -289,7 +303,7 @@ def _first(true: NDArray[np.bool_], batches: NDArray[np.int64]) -> int | None:
     return int(batches[np.argmax(true)]) if true.any() else None
 
 
-def _notes(cost: PassCost, works: Iterable[Work]) -> tuple[str, ...]:
+def _notes(cost: Cost, works: Iterable[Work]) -> tuple[str, ...]:
     """Fallbacks of the device that the answer rests on, each once."""
     formats = {op.format: None for work in works for op in cost.ops(work) if op.unit == "tensor"}
     notes = [cost.device.peak_flops(f).note for f in formats] + [cost.device.vector_flops().note]

@@ -6,23 +6,33 @@ Everything that can be wrong with a scenario is found here or in ``sim/scenario.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import hardware_profiles
 from sim import names
 from sim.analytic.config import shape_from_config
-from sim.analytic.cost import Layout, MemoryBudget, PassCost, memory_budget
-from sim.analytic.hardware import Device, Engine
+from sim.analytic.cost import Layout, MemoryBudget, memory_budget
+from sim.analytic.hardware import GB, MICRO, Clock, Device, Engine
+from sim.analytic.kernel_book import KernelBook
+from sim.analytic.layout import check_layout
+from sim.analytic.memory import kv_bytes_per_token
 from sim.analytic.model import ModelShape
 from sim.analytic.precision import Precision, number_format
+from sim.analytic.rewrite import apply, bound, in_stages
+from sim.analytic.staged import Cost, pass_cost
 from sim.plugin import build, discover
 from sim.policies import Model, Policy, Windows
+from sim.policies.encoded import Encoded
 from sim.routers import Router
-from sim.scenario import Scenario
+from sim.scenario import PoolPart, PoolsPart, Scenario
 from sim.schedulers import Scheduler
+from sim.serving.dealt import DealtRounds
+from sim.serving.encoded_kv import EncodedKv
+from sim.serving.governor import Power
 from sim.serving.kv import KvBudget, Span
 from sim.serving.luck import Luck
+from sim.serving.pools import Mover
 from sim.serving.replica import Setup
 from sim.serving.rounds import Rounds
 from sim.variants import build as build_variants
@@ -32,6 +42,7 @@ from workloads.errors import shown
 
 DEFAULT_SCHEDULER = "chunked"
 DEFAULT_MEMORY_FRACTION = 0.9
+POOLED = ("layout", "hardware", "scheduler")  # what a pool may have of its own
 
 
 @dataclass(frozen=True)
@@ -47,42 +58,117 @@ class Built:
     policy: Policy
     scheduler: Scheduler
     router: Router
-    costs: tuple[PassCost, ...]
+    costs: tuple[Cost, ...]
     budget: MemoryBudget
     setup: Setup
+    prefill: Built | None = None
+    mover: Mover | None = None
+
+    @property
+    def pools(self) -> tuple[tuple[Built, int], ...]:
+        """What replicas are made of and how many there are, in the order of their numbers."""
+        said = self.scenario.pools
+        if self.prefill is None or said is None:
+            return ((self, self.scenario.replicas),)
+        return ((self.prefill, said.prefill.replicas), (self, said.decode.replicas))
 
 
 def build_scenario(scenario: Scenario, stepping: bool = False) -> Built:
-    """Look up and put together. Raises ValueError naming key and value, DoesNotFit with the arithmetic."""
+    """Look up and put together; of pools, what decodes, with what reads prompts beside it.
+
+    Raises ValueError naming key and value, DoesNotFit with the arithmetic.
+    """
     scenario = expanded(scenario)
+    return _one_pool(scenario, stepping) if scenario.pools is None else _two_pools(scenario, scenario.pools, stepping)
+
+
+def _two_pools(scenario: Scenario, said: PoolsPart, stepping: bool) -> Built:
+    if scenario.replicas > 1:
+        raise ValueError(f"replicas: {scenario.replicas}: with pools, say pools.prefill.replicas and .decode.replicas")
+    prefill = _pool("prefill", scenario, said.prefill, stepping)
+    decode = _pool("decode", scenario, said.decode, stepping)
+    if decode.shapes[0].encoder:
+        raise ValueError(f"pools: {decode.shapes[0].name} has an encoder, whose cross attention no move carries yet")
+    parts = {
+        name: part.model_copy(update={key: getattr(one.scenario, key) for key in POOLED})
+        for name, part, one in (("prefill", said.prefill, prefill), ("decode", said.decode, decode))
+    }
+    resolved = decode.scenario.model_copy(
+        update={"pools": said.model_copy(update=parts), "layout": scenario.layout, "hardware": scenario.hardware}
+    )
+    mover = Mover(_whole_spans(decode), said.link_GBps * GB, said.link_latency_us * MICRO)
+    return replace(decode, scenario=resolved, prefill=prefill, mover=mover)
+
+
+def _pool(name: str, scenario: Scenario, part: PoolPart, stepping: bool) -> Built:
+    """One of the two, as a scenario without pools would build it; errors say which."""
+    said = {key: getattr(part, key) for key in POOLED if getattr(part, key) is not None}
+    try:
+        return _one_pool(scenario.model_copy(update={**said, "pools": None, "replicas": part.replicas}), stepping)
+    except ValueError as error:
+        raise type(error)(f"pools.{name}: {error}") from None
+
+
+def _whole_spans(built: Built) -> tuple[Span, ...]:
+    """Bytes of a token in the caches of all models together, however they are cut."""
+    spans: list[Span] = []
+    for member in _members(built.policy, built.shapes[0], build_variants(built.scenario.variants)):
+        if member.own_kv:
+            own = in_stages(member.variants)
+            shape, precision = apply(own, "reshape", member.shape), apply(own, "reformat", built.precision)
+            held = kv_bytes_per_token(shape, precision)
+            kept = apply(bound(own, shape, precision, built.device), "cached", held)
+            spans += [Span(-int(-size // 1), window) for size, window in zip(kept, shape.windows, strict=True)]
+    return tuple(spans)
+
+
+def _one_pool(scenario: Scenario, stepping: bool) -> Built:
     target = load_shape(scenario.model, "model")
-    if not target.layers or target.encoder:
-        raise ValueError(
-            f"model: {target.name} has an encoder; a run serves decoder-only models (explain and roofline take it)"
-        )
-    device = load_device(scenario.hardware)
+    if not target.layers:
+        raise ValueError(f"model: {target.name} is an encoder alone, which decodes nothing; roofline takes it")
     engine = load_engine(scenario.engine)
+    device = _governable(scenario, with_kernels(load_device(scenario.hardware), engine))
     policy = build("sim.policies", "policy", _with_draft(scenario.policy, target))
     precision = load_precision(scenario)
     layout = Layout(**scenario.layout.model_dump())
     members = _members(policy, target, build_variants(scenario.variants))
     shapes = tuple(member.shape for member in members)
-    costs = _costs(members, device, precision, layout)
-    scheduler = _scheduler(scenario, engine)
+    costs = _costs(members, device, precision, layout, engine.batch_buckets)
+    spelled, policy = _spelled(fit_alone(policy, costs)), fitted(policy, costs)
+    check_layout(costs[0].shape, layout)
+    scheduler = _scheduler(scenario, engine, layout, bool(costs[0].shape.encoder))
     budget = _budget(scenario, engine, device, members, costs, scheduler)
     setup = _setup(scenario, members, policy, scheduler, engine, costs, budget, stepping)
     setup.scheduler.decode_seats(policy.tokens_per_round)
     resolved = scenario.model_copy(
         update={
-            "policy": _spelled(policy),
+            "policy": spelled,
             "scheduler": _spelled(scheduler),
             "kv": scenario.kv.model_copy(update={"memory_fraction": _fraction(scenario, engine)}),
+            "clock": "fixed" if setup.power is None else "governed",
         }
     )
     router = build("sim.routers", "router", scenario.router)
     return Built(
         resolved, shapes, device, engine, precision, layout, policy, scheduler, router, costs, budget, setup
     )
+
+
+def fitted(policy: Policy, costs: Sequence[Cost]) -> Policy:
+    """The policy as it is on this hardware and for these models, target first: one that fits itself (``fitted(costs)``)
+    does so, and a model with an encoder takes the policy in another form. Raises ValueError where there is none.
+    """
+    if costs[0].shape.encoder:
+        return Encoded.of(fit_alone(policy, costs), costs)
+    if getattr(policy, "needs_encoder", False):
+        raise ValueError(f"policy: {policy.name}: needs a model with an encoder; {costs[0].shape.name} has none")
+    return fit_alone(policy, costs)
+
+
+def fit_alone(policy: Policy, costs: Sequence[Cost]) -> Policy:
+    """The policy fitted to the hardware, in the form in which a scenario names it."""
+    fit = getattr(policy, "fitted", None)
+    return policy if fit is None else fit(costs)
 
 
 def expanded(scenario: Scenario) -> Scenario:
@@ -104,7 +190,7 @@ class Member:
     own_kv: bool = True
     is_target: bool = False
 
-    def own_bytes(self, cost: PassCost, target: PassCost) -> float:
+    def own_bytes(self, cost: Cost, target: Cost) -> float:
         """Bytes of weights that it needs in memory beside the target's.
 
         A slice of the target (every variant of its own is ``nested``) reads weights that are there already; what its
@@ -134,18 +220,23 @@ def load_device(name: str) -> Device:
         raise ValueError(f"hardware: {error}") from None
 
 
+def with_kernels(device: Device, engine: Engine) -> Device:
+    """The device as the engine's kernel library runs it; unchanged for an engine that names none."""
+    if engine.kernels is None:
+        return device
+    try:
+        found = hardware_profiles.kernels(device.name, engine.kernels)
+    except ValueError as error:
+        raise ValueError(f"engine: {engine.name}: {error}") from None
+    return replace(device, kernels=KernelBook.from_profile(found))
+
+
 def load_engine(name: str) -> Engine:
     """The engine of a shipped profile or of a file. Raises ValueError naming ``engine``."""
     try:
-        engine = Engine.from_profile(hardware_profiles.engine(name))
+        return Engine.from_profile(hardware_profiles.engine(name))
     except ValueError as error:
         raise ValueError(f"engine: {error}") from None
-    for key, value in (
-        ("request_ms", engine.request_s), ("cached_token_us", engine.cached_token_s), ("plan_ahead", engine.plan_ahead)
-    ):  # fmt: skip
-        if value:
-            raise ValueError(f"engine: {name}: {key}: no run simulates this term yet; allowed: 0")
-    return engine
 
 
 def load_precision(scenario: Scenario) -> Precision:
@@ -155,23 +246,34 @@ def load_precision(scenario: Scenario) -> Precision:
 
 
 def _with_draft(spec: Any, target: ModelShape) -> Any:
-    """``draft: auto`` stands for the smallest shipped model that shares the target's vocabulary."""
+    """``auto`` stands for the smallest shipped model that shares the target's vocabulary: as ``draft``, as its
+    ``model``, and as the ``draft`` of a ``drafter``.
+    """
     options = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
     plugin = discover("sim.policies").get(str(options.get("name")))
-    if getattr(plugin, "draft", None) != "auto" or options.get("draft", "auto") != "auto":
-        return spec
-    shapes = (load_shape(name, "policy.draft") for name in models.names())
+    if getattr(plugin, "draft", None) == "auto" and options.get("draft", "auto") == "auto":
+        return {**options, "draft": _smallest_draft(target)}
+    for option, key in (("draft", "model"), ("drafter", "draft")):
+        said = options.get(option)
+        if isinstance(said, Mapping) and said.get(key) == "auto":
+            return {**options, option: {**said, key: _smallest_draft(target)}}
+    return spec
+
+
+def _smallest_draft(target: ModelShape) -> str:
+    shapes = (load_shape(name, "policy.draft") for name in models.released())
     most = target.total_parameters // 2
     fit = [s for s in shapes if _may_draft(s, target) and s.total_parameters <= most]
     if not fit:
         asked = f"the vocabulary of {target.name} ({target.vocab} tokens) and at most half of its parameters"
         raise ValueError(f"policy.draft: 'auto': no shipped model has {asked}; name one")
-    return {**options, "draft": min(fit, key=lambda s: s.total_parameters).name}
+    return min(fit, key=lambda s: s.total_parameters).name
 
 
 def _may_draft(draft: ModelShape, target: ModelShape) -> bool:
-    """A decoder with the target's vocabulary; tables padded to other multiples differ by up to a hundredth."""
-    return bool(draft.layers) and not draft.encoder and abs(draft.vocab - target.vocab) <= 0.01 * target.vocab
+    """Of the target's kind with its vocabulary; tables padded to other multiples differ by up to a hundredth."""
+    alike = bool(draft.encoder) == bool(target.encoder)
+    return bool(draft.layers) and alike and abs(draft.vocab - target.vocab) <= 0.01 * target.vocab
 
 
 def _members(policy: Policy, target: ModelShape, variants: tuple[Any, ...]) -> tuple[Member, ...]:
@@ -185,6 +287,8 @@ def _member(draft: str | Model, target: ModelShape, variants: tuple[Any, ...]) -
     specs = [v for v in model.variants if isinstance(v, str | Mapping)]
     built = iter(build_variants(specs, key="policy.draft.variants"))
     own = tuple(next(built) if isinstance(v, str | Mapping) else v for v in model.variants)
+    first = apply(variants, "reshape", target)
+    own = tuple(v.beside(first) if hasattr(v, "beside") else v for v in own)  # what depends on the target's shape too
     if model.name is None:
         check_clashes([*variants, *own])
         return Member(target, (*variants, *own), model.own_kv, True)
@@ -193,8 +297,9 @@ def _member(draft: str | Model, target: ModelShape, variants: tuple[Any, ...]) -
 
 def _draft_shape(name: str, target: ModelShape) -> ModelShape:
     draft = load_shape(name, "policy.draft")
-    if not draft.layers or draft.encoder:
-        raise ValueError(f"policy.draft: {name} is not a decoder-only model")
+    if not draft.layers or bool(draft.encoder) != bool(target.encoder):
+        wanted = "an encoder-decoder, as the target is" if target.encoder else "a decoder-only model"
+        raise ValueError(f"policy.draft: {name} is not {wanted}")
     if not _may_draft(draft, target):
         raise ValueError(
             f"policy.draft: {name} has a vocabulary of {draft.vocab} tokens and {target.name} one of {target.vocab}; "
@@ -204,31 +309,40 @@ def _draft_shape(name: str, target: ModelShape) -> ModelShape:
 
 
 def _costs(
-    members: tuple[Member, ...], device: Device, precision: Precision, layout: Layout
-) -> tuple[PassCost, ...]:
+    members: tuple[Member, ...], device: Device, precision: Precision, layout: Layout, buckets: tuple[int, ...]
+) -> tuple[Cost, ...]:
     """The drafts claim on-chip memory first: they are the small ones, and they run most often."""
-    costs: list[PassCost] = []
+    costs: list[Cost] = []
     claim = 0.0
     for member in reversed(members):
-        cost = PassCost(member.shape, device, precision, layout, variants=member.variants)
+        cost = pass_cost(member.shape, device, precision, layout, member.variants)
         if claim:
-            cost = PassCost(member.shape, device, precision, layout, variants=cost.variants, onchip_claim=claim)
+            cost = pass_cost(member.shape, device, precision, layout, cost.variants, claim)
         claim += cost.bytes_weights if cost.placement.resident else 0.0
-        costs.append(cost)
+        costs.append(cost.padded(buckets) if buckets else cost)
     return tuple(reversed(costs))
 
 
-def _scheduler(scenario: Scenario, engine: Engine) -> Scheduler:
-    """Scenario over engine profile over default, option by option."""
+def _scheduler(scenario: Scenario, engine: Engine, layout: Layout, encoder: bool) -> Scheduler:
+    """Scenario over engine profile over default, option by option; an ``encoder`` reads prompts in one piece.
+
+    A round of a pipeline or of data ranks is that many steps of an engine, each with the budget of its profile; every
+    data rank has an engine, and seats, of its own.
+    """
     said = scenario.scheduler or engine.scheduler or DEFAULT_SCHEDULER
-    options = dict(said) if isinstance(said, Mapping) else {"name": said}
+    options: dict[str, Any] = dict(said) if isinstance(said, Mapping) else {"name": said}
     known = discover("sim.schedulers").get(str(options.get("name", DEFAULT_SCHEDULER)))
     options.setdefault("name", engine.scheduler or DEFAULT_SCHEDULER)
     for key in ("token_budget", "max_sequences"):
         value = getattr(engine, key)
         if value is not None and known is not None and key in {f.name for f in fields(known)}:
-            options.setdefault(key, value)
+            steps = layout.pipeline if key == "token_budget" else 1
+            options.setdefault(key, value * steps * layout.data)
+    if encoder and known is not None and "whole" in {f.name for f in fields(known)}:
+        options.setdefault("whole", True)
     scheduler: Scheduler = build("sim.schedulers", "scheduler", options)
+    if encoder and getattr(scheduler, "whole", True) is False:
+        raise ValueError("scheduler.whole: False: an encoder reads a prompt in one piece; must be true")
     return scheduler
 
 
@@ -241,7 +355,7 @@ def _budget(
     engine: Engine,
     device: Device,
     members: tuple[Member, ...],
-    costs: tuple[PassCost, ...],
+    costs: tuple[Cost, ...],
     scheduler: Scheduler,
 ) -> MemoryBudget:
     """Memory of one device of the replica; the workspace holds the widest activations of a full round."""
@@ -256,13 +370,12 @@ def _budget(
     )
 
 
-def _workspace_bytes(cost: PassCost, tokens: int) -> float:
+def _workspace_bytes(cost: Cost, tokens: int) -> float:
     """The residual stream, and the widest layer's input and output, of one full round in 16 bits."""
     shape = cost.local
-    widest = max(
-        max(layer.ffn.width * layer.ffn.up_factor * max(1, layer.ffn.experts_per_token) for layer in shape.layers),
-        max(layer.attention.heads * layer.attention.head_dim for layer in shape.layers),
-    )
+    widths = (layer.ffn.width * layer.ffn.up_factor * max(1, layer.ffn.experts_per_token) for layer in shape.layers)
+    heads = (layer.attention.heads * layer.attention.head_dim for layer in shape.layers)
+    widest = max((*widths, *heads), default=0)  # none where a policy runs nothing but output heads
     return float(tokens * (2 * shape.d_model + widest) * 2)
 
 
@@ -272,7 +385,7 @@ def _setup(
     policy: Policy,
     scheduler: Scheduler,
     engine: Engine,
-    costs: tuple[PassCost, ...],
+    costs: tuple[Cost, ...],
     budget: MemoryBudget,
     stepping: bool,
 ) -> Setup:
@@ -281,22 +394,53 @@ def _setup(
     reserve = scenario.kv.reserve_tokens
     if reserve is not None and reserve < 2:
         raise ValueError(f"kv.reserve_tokens: {reserve} leaves no room for a prompt and a token")
-    kv = KvBudget(
-        int(budget.kv_pool_bytes),
-        _spans([cost for member, cost in zip(members, costs, strict=True) if member.own_kv]),
-        block_tokens=scenario.kv.block_tokens,
-        mode=scenario.kv.mode,
-        reserve_tokens=reserve or max_context,
-        watermark=scenario.kv.watermark,
-        lookahead=policy.tokens_per_round,
-    )
-    rounds = Rounds(policy, costs, engine, windows, tuple(len(cost.shape.layers) for cost in costs))
+    keeping = [cost for member, cost in zip(members, costs, strict=True) if member.own_kv]
+    options: dict[str, Any] = {
+        "block_tokens": scenario.kv.block_tokens, "mode": scenario.kv.mode, "reserve_tokens": reserve or max_context,
+        "watermark": scenario.kv.watermark, "lookahead": policy.tokens_per_round,
+    }  # fmt: skip
+    layout = costs[0].layout
+    capacity, spans = int(budget.kv_pool_bytes) * layout.data, _spans(keeping)
+    encoders: tuple[int, ...] = ()
+    kv = KvBudget(capacity, spans, **options)
+    if costs[0].shape.encoder:
+        encoders = tuple(len(cost.shape.encoder) if cost.shape.layers else 0 for cost in costs)
+        source_bytes = sum(-int(-cost.cross_bytes_per_token // 1) for cost in keeping)
+        kv = EncodedKv(capacity, spans, source_bytes, **options)
+    rounds = Rounds(policy, costs, engine, windows, tuple(len(cost.local.layers) for cost in costs), encoders)
+    if not layout.plain:
+        piece = -(-getattr(scheduler, "token_budget", 1 << 20) // (layout.pipeline * layout.data))
+        common = {f.name: getattr(rounds, f.name) for f in fields(rounds)}
+        rounds = DealtRounds(**common, pipeline=layout.pipeline, data=layout.data, piece=piece)
     if scenario.kv.mode == "reserved":
         max_context = min(max_context, kv.reserve_tokens - policy.tokens_per_round + 1)
-    return Setup(rounds, policy, windows, scheduler, kv, Luck(scenario.seed), max_context, stepping)
+    power = _power(scenario, engine, rounds)
+    luck = Luck(scenario.seed)
+    return Setup(rounds, policy, windows, scheduler, kv, luck, max_context, stepping, power=power)
 
 
-def _spans(costs: Sequence[PassCost]) -> tuple[Span, ...]:
+def _governable(scenario: Scenario, device: Device) -> Device:
+    """The device with the clock of its class where a scenario wants it governed and nobody has measured it."""
+    if scenario.clock != "governed" or device.clock is not None or device.tdp_W is None or device.energy is None:
+        return device
+    return replace(device, clock=Clock.of_class(device.tdp_W))
+
+
+def _power(scenario: Scenario, engine: Engine, rounds: Rounds) -> Power | None:
+    """What governs the clock, None where it is fixed. Unsaid: governed where measured, unless the engine is ideal.
+
+    Raises ValueError where a clock is to be governed by joules that nobody knows.
+    """
+    device, devices = rounds.costs[0].device, rounds.costs[0].layout.devices
+    said = scenario.clock or ("fixed" if engine.name == "ideal" or device.clock is None else "governed")
+    if said == "fixed":
+        return None
+    if device.clock is None or device.energy is None:
+        raise ValueError(f"clock: governed: {device.name} has no power data in its profile; allowed: fixed")
+    return Power(rounds, device.clock, device.energy.idle_W, devices)
+
+
+def _spans(costs: Sequence[Cost]) -> tuple[Span, ...]:
     """One pool for every model and attention kind; bytes a token are rounded up to whole ones."""
     return tuple(
         Span(-int(-size // 1), window)

@@ -67,23 +67,26 @@ def run(
 ) -> None:
     """Simulate a scenario: a table, one sentence, and a result folder."""
     from analysis.store import check_target
-    from sim import show
+    from sim import quantities, show
     from sim.build import build_scenario
     from sim.run import simulate
     from sim.scenario import Scenario, dump_json
 
     scenario = Scenario.load(file, set_ or ())
     built = _named(file, lambda: build_scenario(scenario))
+    _named(file, lambda: quantities.check(scenario))
     folder = _folder(file, out)
     check_target(Path(folder), overwrite=overwrite)
     with show.progress(scenario, hidden=quiet or as_json) as tick:
         result = _named(file, lambda: simulate(built, progress=tick))
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     saved = result.save(folder, overwrite=overwrite, detailed=detailed, date=now)
+    beside = quantities.published(result)
     if as_json:
-        typer.echo(dump_json(result.metrics))
+        typer.echo(dump_json(result.metrics | ({"published": show.printed_plain(beside)} if beside else {})))
     else:
         show.result(result, saved)
+        show.printed(beside)
     if not result.complete:
         for note in result.notes:
             typer.echo(f"decodesim: {note}", err=True)
@@ -100,11 +103,31 @@ def explain(
     finetune: Annotated[
         bool, typer.Option("--finetune", help="Instead: memory to fine-tune it, steps of batch * context tokens.")
     ] = False,
+    round_: Annotated[bool, typer.Option("--round", help="Instead: one decoding round, pass by pass.")] = False,
+    layouts: Annotated[
+        int | None,
+        typer.Option(min=1, max=4096, help="Instead: every layout over so many devices.", show_default=False),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="With --round: picture to write, .png, .svg or .pdf.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """No simulation: memory, KV capacity, intensity and bound of every op, and what saturates first."""
     from sim import show
 
+    if out is not None and not round_:
+        raise ValueError("--out: is the picture of a round; add --round")
+    if round_ and finetune:
+        raise ValueError("--round: one question at a time; leave out --finetune")
+    if layouts is not None and (round_ or finetune):
+        raise ValueError("--layouts: one question at a time; leave out --round and --finetune")
+    if layouts is not None:
+        _layouts(file, set_, layouts, (batch, prompt, context), as_json)
+        return
+    if round_:
+        _round(file, set_, batch, context, out, as_json)
+        return
     if finetune:
         _finetuned(file, set_, batch * context, as_json)
         return
@@ -379,20 +402,48 @@ def tune(
 
 
 @app.command()
+def report(
+    folder: Annotated[str, typer.Argument(help="What run, speedup, tune or compare --out wrote.", show_default=False)],
+    out: Annotated[str, typer.Option(help="The HTML file to write.")] = "report.html",
+    overwrite: Annotated[bool, typer.Option(help="Replace an earlier report.")] = False,
+) -> None:
+    """One HTML file from a result folder: answer first, pictures, sortable tables; opens without a network."""
+    from analysis.report import save_report
+
+    typer.echo(f"wrote {save_report(folder, out, overwrite)}")
+
+
+@app.command()
 def validate(
     only: Annotated[str | None, typer.Option(help="Comparisons: counts,tokens,distribution,seconds.")] = None,
     published: Annotated[bool, typer.Option("--published", help="Published numbers beside ours instead.")] = False,
     deck: Annotated[str | None, typer.Option(help="With --published: of one lecture, in slide order: 000.")] = None,
     only_label: Annotated[str | None, typer.Option(help="With --published: identity, prediction, data ...")] = None,
+    silicon: Annotated[bool, typer.Option("--silicon", help="Measured hardware, on cases no fit has seen.")] = False,
+    kernels: Annotated[str | None, typer.Option(help="A file of kernel timings, predicted row by row.")] = None,
+    device: Annotated[str | None, typer.Option(help="With --kernels: the hardware that was timed.")] = None,
+    engine: Annotated[str | None, typer.Option(help="With --kernels: trtllm, vllm, sglang, or an engine.")] = None,
+    profile: Annotated[str | None, typer.Option(help="With --kernels: a profile of calibrate --kernels.")] = None,
+    out: Annotated[str | None, typer.Option(help="With --kernels: every row and prediction (CSV, Parquet).")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Hold the simulator against really run models, or against published numbers. Exit status 1 on failure."""
+    """Hold the simulator against really run models, published numbers or measured hardware. Exit status 1 on a miss."""
     from sim import show
     from sim.validate import COMPARISONS, chosen
     from sim.validate import validate as compare_all
 
+    given = {"--published": published, "--silicon": silicon, "--kernels": kernels is not None}
+    if sum(given.values()) > 1:
+        raise ValueError(f"{', '.join(name for name, is_given in given.items() if is_given)}: one at a time")
+    loose = {"--device": device, "--engine": engine, "--profile": profile, "--out": out}
+    lost = next((name for name, value in loose.items() if value is not None and kernels is None), None)
+    if lost is not None:
+        raise ValueError(f"{lost}: says something of kernel timings; add --kernels FILE")
     if published:
         _published(only, deck, only_label, as_json)
+        return
+    if silicon or kernels is not None:
+        _silicon(as_json) if silicon else _kernels(str(kernels), device, engine, profile, out, as_json)
         return
     if deck is not None or only_label is not None:
         option = "--deck" if deck is not None else "--only-label"
@@ -401,6 +452,37 @@ def validate(
     show.as_json([{**vars(r), "passed": r.passed} for r in rows]) if as_json else show.validation(rows)
     if not all(r.passed for r in rows):
         raise typer.Exit(1)
+
+
+def _silicon(as_json: bool) -> None:
+    from sim import show
+    from sim.silicon.sections import run
+
+    sections = run()
+    show.as_json([show.section_plain(s) for s in sections]) if as_json else show.silicon(sections)
+    if not all(s.passed for s in sections):
+        raise typer.Exit(1)
+
+
+def _kernels(
+    file: str, device: str | None, engine: str | None, profile: str | None, out: str | None, as_json: bool
+) -> None:
+    from sim import show
+    from sim.silicon.users import predict, write_rows
+
+    if device is None:
+        raise ValueError("--kernels: add --device NAME: the hardware that was timed")
+    if out is not None and Path(out).suffix not in (".csv", ".parquet"):
+        raise ValueError(f"--out: {out}: a table's name ends in .csv or .parquet")
+    found = predict(file, device, engine, profile)
+    if out is not None:
+        write_rows(found, Path(out))
+    if as_json:
+        rows = len(found.table.frame)
+        show.as_json({"file": file, "device": device, "kind": found.table.kind, "rows": rows, "notes": found.notes,
+                      "tables": [vars(r) for r in found.rows]})  # fmt: skip
+        return
+    show.judged(f"{file} on {device}", found.rows, found.notes)
 
 
 def _published(only: str | None, deck: str | None, only_label: str | None, as_json: bool) -> None:
@@ -417,15 +499,16 @@ def _published(only: str | None, deck: str | None, only_label: str | None, as_js
 
 @app.command()
 def calibrate(
-    here: Annotated[bool, typer.Option("--here", help="Measure this machine (the only one there is).")] = False,
+    here: Annotated[bool, typer.Option("--here", help="Measure this machine.")] = False,
+    kernels: Annotated[list[str] | None, typer.Option(help="Fit a device to a file of kernel timings.")] = None,
     out: Annotated[str, typer.Option(help="Hardware profile to write; the engine's lies beside it.")] = "here.yaml",
-    device: Annotated[str, typer.Option(help="cpu (NumPy), cuda (a GPU through torch), torch-cpu.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu (NumPy), cuda, torch-cpu; with --kernels: the hardware.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, max=1024, help="BLAS threads; with 1, CPU time is measured.")] = 1,
     repeats: Annotated[int, typer.Option(min=1, max=100, help="Of everything; intervals are their range.")] = 3,
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier profile.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure this machine and write it as `hardware:` and `engine:` profiles with intervals; takes a minute or two."""
+    """Measure this machine, or fit kernel timings, and write profiles with intervals; takes a minute or two."""
     from datetime import date
 
     from sim import show
@@ -435,12 +518,15 @@ def calibrate(
     from sim.validation.seconds import rows, steps
 
     path = Path(out)
-    if not here:
-        raise ValueError("calibrate: add --here: this machine is measured, for a minute or two")
+    if here == bool(kernels):
+        raise ValueError("calibrate: add --here (measures this machine, a minute or two) or --kernels FILE, not both")
     if path.suffix not in (".yaml", ".yml"):
         raise ValueError(f"--out: {out}: a profile's name ends in .yaml")
     if path.exists() and not overwrite:
         raise ValueError(f"--out: {out} exists; add --overwrite, or choose another name")
+    if kernels:
+        _fit_kernels(kernels, device, path, as_json)
+        return
     require(device)
     sizes = path.stem, date.today().year, threads, repeats
     found = measure(*sizes) if device == "cpu" else on_torch(device, *sizes)
@@ -454,6 +540,25 @@ def calibrate(
     else:
         show.validation(judged)
         typer.echo(f"hardware: {files[0]}\nengine: {files[1]}")
+
+
+def _fit_kernels(files: list[str], device: str, path: Path, as_json: bool) -> None:
+    from sim import show
+    from sim.silicon.plots import pictures
+    from sim.silicon.users import calibrated
+
+    if device in ("cpu", "cuda", "torch-cpu"):
+        raise ValueError("--kernels: add --device NAME: the hardware that was timed (decodesim profiles)")
+    found = calibrated(files, device)
+    found.save(path)
+    picture = path.with_suffix(".png")
+    pictures({device: (found.measured, found.fitted)}, f"{device}: fitted", picture)
+    if as_json:
+        show.as_json({"profile": str(path), "plot": str(picture), "notes": found.notes,
+                      "folds": [vars(r) for r in found.folds]})  # fmt: skip
+        return
+    show.judged(f"{device}: each fifth of the shapes predicted by a fit of the others", found.folds, found.notes)
+    typer.echo(f"profile: {path}\nplot: {picture}")
 
 
 @reference_app.command("models")
@@ -472,20 +577,25 @@ def reference_models(as_json: AsJson = False) -> None:
 @reference_app.command("run")
 def reference_run(
     model: Annotated[str, typer.Option(help="A name from `decodesim reference models`, a folder or a .gguf file.")],
-    policy: Annotated[str, typer.Option(help="autoregressive or speculative.")] = "speculative",
+    policy: Annotated[str, typer.Option(help="Any that the witness runs: tree, tandem ...")] = "speculative",
     prompt: Annotated[str, typer.Option(help="Text to go on from.")] = "It is a truth universally acknowledged, that",
-    draft: Annotated[str, typer.Option(help="The model that drafts.")] = "drafter",
-    gamma: Annotated[int, typer.Option(min=1, max=64, help="Drafted tokens a round.")] = 4,
+    draft: Annotated[str | None, typer.Option(help="The model that drafts; the policy's own where not given.")] = None,
+    gamma: Annotated[int | None, typer.Option(min=1, max=64, help="Drafted tokens a round.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Option of the policy's twin: KEY=VALUE.")] = None,
     tokens: Annotated[int, typer.Option(min=1, max=4096, help="Tokens to write.")] = 48,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0: greedy.")] = 1.0,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="0: greedy; 1 where a policy samples.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Decode for real: accepted drafts green, rejected red (or [kept] <lost>), the simulator's prediction beside."""
     from sim import show
+    from sim.scenario import override
     from sim.validation.beside import Run, run_beside
 
-    transcript, pairs = run_beside(Run(model, policy, prompt, draft, gamma, tokens, temperature, seed))
+    options: dict[str, Any] = {}
+    for setting in settings or []:
+        override(options, setting)
+    transcript, pairs = run_beside(Run(model, policy, prompt, draft, gamma, tokens, temperature, seed, options))
     if as_json:
         said = {"text": transcript.text, "tokens": transcript.tokens, "passes": transcript.passes}
         show.as_json({**said, "pairs": pairs})
@@ -518,12 +628,13 @@ class _Parts:
 
     def __init__(self, scenario: Scenario) -> None:
         from sim.analytic.cost import Layout
-        from sim.build import build_scenario, load_device, load_engine, load_precision, load_shape
+        from sim.build import build_scenario, load_device, load_engine, load_precision, load_shape, with_kernels
 
         self.shape = load_shape(scenario.model, "model")
         self.draft_bytes, self.variants = 0.0, ()
         if self.shape.encoder or not self.shape.layers:
-            self.device, self.engine = load_device(scenario.hardware), load_engine(scenario.engine)
+            self.engine = load_engine(scenario.engine)
+            self.device = with_kernels(load_device(scenario.hardware), self.engine)
             self.precision, self.layout = load_precision(scenario), Layout(**scenario.layout.model_dump())
             self.memory_fraction = scenario.kv.memory_fraction
             return
@@ -549,6 +660,39 @@ def _explained(
         draft_bytes=parts.draft_bytes, variants=parts.variants,
     ))  # fmt: skip
     return answer, parts
+
+
+def _round(
+    file: str, settings: list[str] | None, batch: int, context: int, out: str | None, as_json: bool
+) -> None:
+    """One decoding round of a scenario's policy as a table, and as a picture."""
+    from analysis.plots import save_figure
+    from analysis.plots.round import round_figure
+    from analysis.round_picture import round_of
+    from sim import show
+    from sim.build import build_scenario
+    from sim.scenario import Scenario
+
+    scenario = Scenario.load(file, settings or ())
+    found = _named(file, lambda: round_of(build_scenario(scenario), batch, context))
+    if out is not None:
+        save_figure(round_figure(found), out)
+    show.as_json(found) if as_json else show.decoding_round(found)
+    if out is not None and not as_json:
+        typer.echo(f"wrote {out}")
+
+
+def _layouts(
+    file: str, settings: list[str] | None, devices: int, asked: tuple[int, int, int], as_json: bool
+) -> None:
+    """Every layout of a scenario's model over so many devices, legal or not."""
+    from sim import show
+    from sim.layouts import compared
+    from sim.scenario import Scenario
+
+    scenario = _named(file, lambda: Scenario.load(file, settings or ()))
+    rows = _named(file, lambda: compared(scenario, devices, *asked))
+    show.as_json(rows) if as_json else show.layouts(rows, f"{scenario.model} on {devices} x {scenario.hardware}")
 
 
 def _finetuned(file: str, settings: list[str] | None, tokens: int, as_json: bool) -> None:

@@ -57,6 +57,7 @@ NAMES: Mapping[str, Callable[[Options], Expansion]] = {
     "unigram": _policy("bigram", order=1),
     "aggressive": _policy("input_copy"),
     "distillspec": _policy("speculative"),
+    "edit5": lambda options: ({"name": "text_editing", **options}, [{"early_exit": {"layers": 1}}]),
     "streamingllm": _variant("kv_eviction", method="streaming"),
     "h2o": _variant("kv_eviction", method="h2o"),
     "lora": _variant("peft", method="lora"),

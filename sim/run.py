@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sim.account import Accounts, account
+from sim.account import Accounts, account_pools
 from sim.build import Built, build_scenario, with_seed
 from sim.guard import memory_is_short, memory_limit_bytes, peak_memory_bytes
 from sim.request import Request
 from sim.scenario import Scenario
 from sim.serving.cluster import ClosedLoop, Cluster
+from sim.serving.pools import PooledCluster, Pools
 from sim.serving.record import Recorder
 from workloads import Columns, lengths, workload
 
@@ -56,7 +57,8 @@ class Result:
     @cached_property
     def accounts(self) -> Accounts:
         """Where the time and the energy went, by leap."""
-        return account(self.built.setup.rounds, self.recorder.leaps.frame(), self.recorder.chunks.frame())
+        pools = [(one.setup.rounds, count) for one, count in self.built.pools]
+        return account_pools(pools, self.recorder.leaps.frame(), self.recorder.chunks.frame())
 
     @cached_property
     def request_columns(self) -> dict[str, Any]:
@@ -134,7 +136,7 @@ def simulate(
     built = scenario if isinstance(scenario, Built) else build_scenario(scenario, stepping)
     cpu_s, wall_s = time.process_time(), time.perf_counter()
     traffic = _Traffic(built.scenario)
-    cluster = Cluster(built.setup, built.scenario.replicas, built.router, traffic.arrivals(), progress)
+    cluster = _cluster(built, traffic.arrivals(), progress)
     with _Interruptible(cluster) as interruption, _uncollected():
         recorder = cluster.run()
     notes = [*traffic.notes, *interruption.notes]
@@ -151,6 +153,16 @@ def simulate(
         notes=notes,
         dropped=traffic.dropped,
     )
+
+
+def _cluster(
+    built: Built, arrivals: Iterator[Request] | ClosedLoop, progress: Callable[[int], None] | None
+) -> Cluster:
+    if built.prefill is None or built.mover is None:
+        return Cluster(built.setup, built.scenario.replicas, built.router, arrivals, progress)
+    (prefill, readers), (decode, writers) = built.pools
+    pools = Pools(prefill.setup, decode.setup, readers, writers, built.mover)
+    return PooledCluster(pools, built.router, arrivals, progress)
 
 
 def pairs(

@@ -14,7 +14,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -47,11 +47,41 @@ class _Part(BaseModel):
 
 
 class LayoutPart(_Part):
-    """How many devices share one replica's model, and in which way."""
+    """How many devices share one replica's model, and in which way (docs/layouts.md).
+
+    ``tensor`` devices share each layer, ``pipeline`` stages hold consecutive layers, ``data`` ranks share the experts,
+    which are dealt to ``expert`` groups. ``node_devices`` (null: all) are joined by the device's own link, others by
+    ``network_GBps``.
+    """
 
     tensor: Count = 1
     pipeline: Count = 1
+    expert: Count = 1
     data: Count = 1
+    node_devices: Count | None = None
+    network_GBps: Positive | None = None
+    network_latency_us: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 0.0
+
+
+class PoolPart(_Part):
+    """One of two pools: how many replicas, and in what they differ from the scenario (null: in nothing)."""
+
+    replicas: Annotated[int, Field(strict=True, ge=1, le=MOST_REPLICAS)] = 1
+    layout: LayoutPart | None = None
+    hardware: str | None = None
+    scheduler: Choice | None = None
+
+
+class PoolsPart(_Part):
+    """Prompts read in one pool and tokens written in another, and the link over which a cache moves between them.
+
+    ``link_GBps`` and ``link_latency_us`` are those of a replica, in either direction (docs/layouts.md).
+    """
+
+    link_GBps: Positive
+    prefill: PoolPart = PoolPart()
+    decode: PoolPart = PoolPart()
+    link_latency_us: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 0.0
 
 
 class PrecisionPart(_Part):
@@ -85,16 +115,32 @@ class SloPart(_Part):
     percentile: Annotated[float, Field(strict=True, gt=0, lt=100)] = 99
 
 
+class PublishedPart(_Part):
+    """A number that somebody printed, to be shown beside ours (sim/quantities.py says what each quantity is).
+
+    ``over``: it is that scenario's quantity over this one's; ``label``: what ours is to it.
+    """
+
+    quantity: Literal[
+        "step_ms", "device_step_ms", "decoder_steps", "decode_ms", "encoder_ms", "overhead_ms", "ttft_ms", "e2el_ms"
+    ]
+    value: Positive
+    source: str
+    over: str | None = None
+    label: Literal["given", "fit", "identity", "prediction", "known failure"] = "prediction"
+
+
 class Scenario(_Part):
     """One experiment. ``Scenario.load("file.yaml")``, or by keywords; ``simulate`` runs it.
 
     ``quality``: what ``speedup`` and ``tune`` may recommend beyond the policy as written: lossless choices, choices
-    that lose at most so many percent, or any.
+    that lose at most so many percent, or any. ``published``: numbers that a run is shown beside.
     """
 
     model: str
     hardware: str
     engine: str = "ideal"
+    clock: Literal["fixed", "governed"] | None = None
     layout: LayoutPart = LayoutPart()
     precision: PrecisionPart = PrecisionPart()
     variants: list[Choice] = Field(default_factory=list)
@@ -102,10 +148,12 @@ class Scenario(_Part):
     scheduler: Choice | None = None
     kv: KvPart = KvPart()
     replicas: Annotated[int, Field(strict=True, ge=1, le=MOST_REPLICAS)] = 1
+    pools: PoolsPart | None = None
     router: Choice = "round_robin"
     workload: dict[str, Any]
     slo: SloPart = SloPart()
     quality: Literal["lossless", "any"] | Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = "lossless"
+    published: list[PublishedPart] = Field(default_factory=list)
     warmup_s: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 0.0
     seed: Annotated[int, Field(strict=True, ge=0, lt=1 << 63)] = 0
 
@@ -214,9 +262,11 @@ def _one_line(error: ValidationError) -> str:
 def _fields_at(path: list[str]) -> list[str]:
     model: type[BaseModel] = Scenario
     for key in path:
-        inner = model.model_fields[key].annotation
-        assert isinstance(inner, type) and issubclass(inner, BaseModel)
-        model = inner
+        if key.isdigit():  # a place in a list
+            continue
+        said: Any = model.model_fields[key].annotation
+        kinds = said.__args__ if get_origin(said) is list else (said, *get_args(said))
+        model = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
     return list(model.model_fields)
 
 

@@ -20,16 +20,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from analysis.compare import Comparison
+    from analysis.round_picture import Round
     from sim.analytic.hardware import Device
     from sim.analytic.model import ModelShape
     from sim.ask import Explanation
     from sim.calibrate import Calibration
     from sim.finetune import Memory
+    from sim.layouts import Cut
     from sim.overlay import Measured
     from sim.published.held import Held
+    from sim.quantities import Beside
     from sim.reference.cli_view import Transcript
     from sim.run import Result
     from sim.scenario import Scenario
+    from sim.silicon.rows import Judged
+    from sim.silicon.sections import Section
     from sim.solve import Answer
     from sim.speedup import Curve
     from sim.tune import Tuned
@@ -160,7 +165,7 @@ def result(result: Result, folder: str) -> None:
 
     metrics, out, scenario = result.metrics, console(), result.scenario
     policy = scenario.policy if isinstance(scenario.policy, str) else scenario.policy["name"]
-    title = f"{scenario.model} on {scenario.replicas} x {scenario.hardware}, {policy}"
+    title = f"{scenario.model} on {_machines(result)}, {policy}"
     latency(metrics["latency"], title)
     out.print()
     grid("", ["", ""], [[label, value] for label, value in _outcome(metrics) if value is not None])
@@ -172,6 +177,29 @@ def result(result: Result, folder: str) -> None:
     for warning in metrics["warnings"]:
         out.print(f"warning: {warning}")
     out.print(f"results: {folder}", soft_wrap=True)
+
+
+def _machines(result: Result) -> str:
+    scenario, pools = result.scenario, result.built.pools
+    if len(pools) == 1:
+        return f"{scenario.replicas} x {scenario.hardware}"
+    return " + ".join(f"{count} x {one.device.name}" for one, count in pools)
+
+
+def printed(rows: list[Beside]) -> None:
+    """Numbers that somebody printed beside ours, with what ours is to them; nothing where there are none."""
+    if rows:
+        console().print()
+        grid("beside what was printed", ["quantity", "printed", "ours", "error", "label", "source"], [
+            [f"{r.quantity}: {r.over} over this" if r.over else r.quantity, r.published, r.ours, _signed(r.error),
+             r.label, r.source]
+            for r in rows
+        ])  # fmt: skip
+
+
+def printed_plain(rows: list[Beside]) -> list[dict[str, Any]]:
+    """The same as plain values."""
+    return [{**asdict(r), "error": r.error} for r in rows]
 
 
 def latency(table: Mapping[str, Any], title: str) -> None:
@@ -214,7 +242,20 @@ def _outcome(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{share:.1%}"
+    return None if share is None else "-" if math.isnan(share) or math.isinf(share) else f"{share:.1%}"
+
+
+def decoding_round(one: Round) -> None:
+    """The passes of a decoding round, what each moves, and what the round takes."""
+    out = console()
+    rows: list[list[Any]] = [["host", "", None, one.host_s * 1e3, "host", *[None] * 4]] if one.host_s else []
+    for step in one.steps:
+        moved = [step.moved[kind] / 1e6 for kind in ("weights", "kv", "activations", "on chip")]
+        rows.append([step.label, step.lane.partition(": ")[2], step.tokens, step.seconds * 1e3, step.bound, *moved])
+    head = ["pass", "model", "tokens", "ms", "bound", "weights MB", "KV MB", "act. MB", "on-chip MB"]
+    grid(f"one {one.policy} round on {one.device}, batch {one.batch}, context {one.context}", head, rows)
+    mask = one.attends.title.replace("\n", " ")
+    out.print(f"{number(one.tokens)} tokens a sequence in {number(one.seconds * 1e3)} ms; {mask}", soft_wrap=True)
 
 
 def explanation(answer: Explanation) -> None:
@@ -250,13 +291,30 @@ def explanation(answer: Explanation) -> None:
         out.print(f"note: {note}")
 
 
+def layouts(rows: list[Cut], title: str) -> None:
+    """Layouts that are legal, the fastest decoding first, then why the others are not."""
+    out = console()
+    good = [row for row in rows if not row.why]
+    grid(title, ["layout", "weights (GB)", "KV tokens", "prefill (ms)", "decode (ms)", "tokens/s"], [
+        [row.layout, row.weights_GB, row.kv_tokens, row.prefill_ms, row.decode_ms, row.tokens_per_s] for row in good
+    ])  # fmt: skip
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row.why:
+            reasons.setdefault(row.why, []).append(row.layout)
+    for why, which in reasons.items():
+        more = f" and {len(which) - 1} more" if len(which) > 1 else ""
+        out.print(f"not {which[0]}{more}: {why}", soft_wrap=True)
+
+
 def finetuning(rows: list[Memory], shape: ModelShape, device: Device, tokens: int) -> None:
     """Memory of every way to fine-tune a model, and whether one device holds it."""
     title = f"fine-tuning {shape.name} ({number(shape.total_parameters)} parameters), {tokens} tokens a step, GB"
     head = ["", "trainable", "weights", "float32 copies", "gradients", "Adam", "activations", "total", device.name]
     grid(title, head, [
         [r.way, r.trainable, *(size / 1e9 for size in (r.weights_bytes, r.master_bytes, r.gradients_bytes,
-         r.moments_bytes, r.activations_bytes, r.total_bytes)), "fits" if r.total_bytes <= device.memory_bytes else "no"]
+         r.moments_bytes, r.activations_bytes, r.total_bytes)),
+         "fits" if r.total_bytes <= device.memory_bytes else "no"]
         for r in rows
     ])  # fmt: skip
 
@@ -400,6 +458,36 @@ def validation(rows: list[Row]) -> None:
     ])  # fmt: skip
     failed = sum(not r.passed for r in rows)
     console().print(f"{failed} of {len(rows)} failed" if failed else f"all {len(rows)} hold")
+
+
+def silicon(sections: list[Section]) -> None:
+    """The tables of `validate --silicon`, its verdicts, and what was left out by name."""
+    for section in sections:
+        judged(section.title, section.rows, section.left_out)
+        grid("over the tables", ["quantity", "tables", "median", "p90", "datasheet", "target", "limit", ""], [
+            [v.quantity, v.tables, _percent(v.median), _percent(v.p90), _percent(v.textbook),
+             f"{_percent(v.median_target)} / {_percent(v.p90_target)}", f"{_percent(v.median_limit)} / "
+             f"{_percent(v.p90_limit)}", ("ok" if v.met else "ok, target missed") if v.passed else "FAILED"]
+            for v in section.verdicts
+        ])  # fmt: skip
+
+
+def section_plain(section: Section) -> dict[str, Any]:
+    """A section as `--json` shows it."""
+    verdicts = [{**vars(v), "met": v.met, "passed": v.passed} for v in section.verdicts]
+    return {"title": section.title, "passed": section.passed, "left_out": section.left_out, "verdicts": verdicts,
+            "tables": [vars(row) for row in section.rows]}  # fmt: skip
+
+
+def judged(title: str, rows: list[Judged], notes: Iterable[str]) -> None:
+    """An error table: one line for each device, library and format, the datasheet's error beside ours."""
+    grid(title, ["", "device", "library", "what", "n", "median", "p90", "bias", "datasheet"], [
+        [r.section, r.device, r.library, r.what, r.n, _percent(r.median), _percent(r.p90), _signed(r.bias),
+         _percent(r.textbook)]
+        for r in rows
+    ])  # fmt: skip
+    for note in notes:
+        console().print(note, soft_wrap=True)
 
 
 def published(rows: list[Held], deck: str | None = None) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from sim.axes import OWN, Axis, bounds
 from sim.build import load_shape
 from sim.scenario import Scenario
-from sim.speedup import Ratio, curve
+from sim.speedup import Known, Ratio, curve_of
 from workloads import models
 from workloads.errors import shown
 
@@ -67,10 +67,12 @@ def solve(
         if len(one.values) != 1:
             raise ValueError(f"--over {one.path}: --solve takes one value of every other axis, not {len(one.values)}")
 
+    known = Known(scenario, against)
+
     def speedups(values: Sequence[Any]) -> list[float]:
         along = Axis(path, tuple(values)).checked("--for")
         rest = [one for one in fixed if one.path != path]
-        return [float(s) for s in curve(scenario, [*rest, along], ratio, against).table["speedup"]]
+        return [float(s) for s in curve_of(known, [*rest, along], ratio).table["speedup"]]
 
     span = bounds(axis)
     path = axis.partition("=")[0].strip() if span is None else span[0]

@@ -11,7 +11,7 @@ memory, slightly low near the ridge point for policies whose rounds differ in le
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from sim import names
 from sim.analytic.cost import PassCost
+from sim.analytic.staged import Cost
 from sim.analytic.work import Work
 from sim.axes import Axis
 from sim.build import Built, build_scenario, fitted
@@ -33,7 +34,7 @@ from sim.quality import Losses, losses
 from sim.scenario import Scenario, override
 from sim.serving.rounds import Rounds
 
-__all__ = ["COLUMNS", "Curve", "Grid", "Known", "Ratio", "curve", "operations_factor", "step_ratio"]
+__all__ = ["COLUMNS", "Curve", "Grid", "Known", "Ratio", "curve", "curve_of", "operations_factor", "step_ratio"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -41,6 +42,7 @@ COLUMNS = (
     "expected_tokens", "round_ms", "step_ms", "tokens_per_s", "speedup", "fits", "best", "quality_loss_percent",
 )  # fmt: skip
 PLAIN = Autoregressive()
+COUNTED = ("tokens", "logit_rows", "everywhere")
 
 
 @dataclass(frozen=True)
@@ -113,19 +115,24 @@ def curve(
     ``ratio``: costs by decree; ``against``: ``key=value`` overrides of the baseline (``variants=[]``: the plain
     target). Raises ValueError naming key and value, DoesNotFit where the weights do not.
     """
+    return curve_of(Known(scenario, against), axes, ratio)
+
+
+def curve_of(known: Known, axes: Sequence[Axis] = (), ratio: Ratio | None = None) -> Curve:
+    """The same for a scenario asked many times: what was put together for one curve serves the next."""
     given = {axis.path: axis for axis in axes}
     inner = [given.get(name, Axis(name, (default,))) for name, default in (("batch", 1), ("context", 1024))]
     choices = [axis for axis in axes if axis not in inner]
     batch, context = (np.repeat(np.array(inner[0].values, dtype=np.int64), len(inner[1].values)),
                       np.tile(np.array(inner[1].values, dtype=np.int64), len(inner[0].values)))  # fmt: skip
-    parts, allowed, known = [], [], Known(scenario, against)
+    parts, allowed = [], []
     for values in product(*(axis.values for axis in choices)):
         settings = [axis.setting(v) for axis, v in zip(choices, values, strict=True)]
         built, policy = known.of(settings)
         part = _evaluate(built, policy, batch, context, known.step_s(settings, batch, context), ratio)
         lost = losses(policy, built.costs[0].variants, known.other_numbers(built))
         part["quality_loss_percent"] = np.full(batch.shape, lost.percent)
-        allowed.append(lost == known.asked or lost.within(scenario.quality))
+        allowed.append(lost == known.asked or lost.within(known.scenario.quality))
         parts.append(part)
     table = _columns(choices, batch, context, parts)
     table["best"] = _mark_best(table, np.array(allowed))
@@ -205,7 +212,7 @@ def _evaluate(
 ) -> dict[str, NDArray[Any]]:
     rounds = built.setup.rounds
     expected, totals = _law(policy, rounds, batch, context)
-    if ratio is None or isinstance(policy, Autoregressive):
+    if ratio is None or policy.name == PLAIN.name:
         round_s = _round_s(rounds, policy, batch, totals)
     else:
         round_s = ratio.seconds(_passes(policy, batch, totals, rounds.windows), step_s)
@@ -223,6 +230,17 @@ def _evaluate(
 
 def _law(policy: Policy, rounds: Rounds, batch: Ints, context: Ints) -> tuple[Floats, Floats]:
     """Tokens a round, shape [points], and channels of the whole batch, shape [channels, points]."""
+    if hasattr(policy, "loaded"):  # it depends on the batch
+        expected, totals = np.zeros(batch.shape), np.zeros((policy.channels(rounds.windows), len(batch)))
+        for load in np.unique(batch):
+            here = batch == load
+            expected[here], totals[:, here] = _at_context(policy.loaded(int(load)), rounds, batch[here], context[here])
+        return expected, totals
+    return _at_context(policy, rounds, batch, context)
+
+
+def _at_context(policy: Policy, rounds: Rounds, batch: Ints, context: Ints) -> tuple[Floats, Floats]:
+    """The same of a policy that does not depend on the batch."""
     contexts, place = np.unique(context, return_inverse=True)
     windows = rounds.windows[: 1 + len(policy.drafts)]
     laws = laws_at(policy, contexts)
@@ -242,21 +260,24 @@ def _round_s(
     rounds: Rounds, policy: Policy, batch: Ints, totals: Floats, prompts: Prompts | None = None
 ) -> Floats:
     """Seconds of a round with these mean totals, one more sequence reading ``prompts`` in it; shape [points]."""
-    passes = list(_passes(policy, batch, totals, rounds.windows, prompts))
-    total: Any = rounds.host_s(batch + (prompts is not None), batch, rounds.layers_run(passes)) + np.zeros(batch.shape)
+    rounds = replace(rounds, policy=policy)  # whose host time it is: a replica is kept for many choices of options
+    passes = rounds.passes(batch, totals, prompts)
+    sequences, run = batch + (prompts is not None), rounds.layers_run(passes)
+    host_s: Any = rounds.host_s(sequences, batch, run, prompts) + np.zeros(batch.shape)
+    total = np.zeros(batch.shape) if rounds.beside else host_s
     for one in passes:
         seconds = _pass_s(rounds.costs[one.model], one.work)
         for step in seconds if seconds.ndim == 2 else [seconds]:  # added in order: the same bits alone and in a grid
             total = total + step
-    return np.asarray(total)
+    return np.asarray((np.maximum(host_s, total) if rounds.beside else total) * rounds.slots)
 
 
-def _pass_s(cost: PassCost, work: Work) -> Floats:
+def _pass_s(cost: Cost, work: Work) -> Floats:
     """Seconds of a pass whose tokens and logit rows may be mean counts: between those of the whole ones beside it."""
-    low = work._replace(tokens=_whole(work.tokens), logit_rows=_whole(work.logit_rows))
+    low = work._replace(**{name: _whole(getattr(work, name)) for name in COUNTED})
     at_low = np.asarray(cost.seconds(low))
     seconds = at_low
-    for name in ("tokens", "logit_rows"):
+    for name in COUNTED:
         rest = getattr(work, name) - getattr(low, name)
         if np.any(rest):
             more = cost.seconds(low._replace(**{name: getattr(low, name) + 1}))
@@ -278,7 +299,8 @@ def _steps(work: Work) -> int:
 def _fits(built: Built, policy: Policy, batch: Ints, context: Ints) -> NDArray[np.int64]:
     contexts, place = np.unique(context, return_inverse=True)
     kv = built.setup.kv
-    held = np.array([kv.bytes_of(int(c) + policy.tokens_per_round) for c in contexts], dtype=np.float64)[place]
+    each = [kv.bytes_of(int(c) + policy.tokens_per_round, int(c)) for c in contexts]
+    held = np.array(each, dtype=np.float64)[place]
     longest = context + policy.tokens_per_round <= built.shapes[0].max_context
     return ((held * batch <= kv.capacity_bytes) & longest).astype(np.int64)
 
@@ -293,7 +315,7 @@ class Known:
         self.scenario, self.against = scenario, tuple(against)
         self.data = scenario.model_dump(exclude_unset=True)
         self._built: dict[str, Built] = {}
-        self._steps: dict[int, Floats] = {}  # seconds by a Built, which lives as long as this
+        self._steps: dict[tuple[int, bytes, bytes], Floats] = {}  # by a Built, which lives as long as this
 
     def of(self, settings: Sequence[str]) -> tuple[Built, Policy]:
         """The scenario with ``key=value`` overrides, and its policy. Raises ValueError."""
@@ -324,16 +346,18 @@ class Known:
     def step_s(self, settings: Sequence[str], batch: Ints, context: Ints) -> Floats:
         """Seconds that the baseline takes for each token of a sequence; shape [points]."""
         built, policy = self._baseline(settings)
-        if id(built) not in self._steps:
+        key = (id(built), batch.tobytes(), context.tobytes())
+        if key not in self._steps:
             expected, totals = _law(policy, built.setup.rounds, batch, context)
-            self._steps[id(built)] = _round_s(built.setup.rounds, policy, batch, totals) / expected
-        return self._steps[id(built)]
+            self._steps[key] = _round_s(built.setup.rounds, policy, batch, totals) / expected
+        return self._steps[key]
 
     def _baseline(self, settings: Sequence[str]) -> tuple[Built, Policy]:
         """Where the policy brings no variants, its own replica decoding autoregressively: drafts stay in memory."""
         said = self._with(settings).get("policy", PLAIN.name)
         if not self.against and not names.expand(said, [])[1]:
-            return self.of(settings)[0], PLAIN
+            built, _ = self.of(settings)
+            return built, fitted(PLAIN, built.costs)
         rest = [s for s in settings if not s.startswith("policy")]
         return self.of([*rest, f"policy={PLAIN.name}", *self.against])
 

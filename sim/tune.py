@@ -107,6 +107,8 @@ def tune(
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"--objective: {objective!r}: must be one of {', '.join(OBJECTIVES)}")
+    if scenario.pools is not None:
+        raise ValueError("pools: tune costs replicas that read and write; leave pools out, or run the choices")
     load, known, limits = load_of(scenario), Known(scenario), limits or Limits()
     found, written = [], _candidate(known, Choice("as written", ()), load, scenario, limits)
     for choice in _choices(scenario, axes, mixes):
@@ -147,7 +149,7 @@ def _candidate(known: Known, choice: Choice, load: Load, scenario: Scenario, lim
     batch, at_load_s = _settled(grid.batch, rate, tpot_s, room, load)
     promised = scenario.slo.tpot_ms
     kept = room & (tpot_s * 1e3 <= promised if promised is not None else True)
-    per_sequence = built.setup.kv.bytes_of(load.context + policy.tokens_per_round)
+    per_sequence = built.setup.kv.bytes_of(load.context + policy.tokens_per_round, round(load.prompt))
     held = dict(built.budget.lines)
     memory_B = held["weights"] + held["draft weights"] + per_sequence * (batch if np.isfinite(batch) else 0.0)
     lost = losses(policy, cost.variants, known.other_numbers(built))

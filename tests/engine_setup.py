@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -13,38 +14,100 @@ import numpy as np
 from numpy.typing import NDArray
 from stepper import Told
 
-from sim.analytic.hardware import Engine
+from sim.analytic.hardware import Clock, Engine
 from sim.analytic.work import Work
 from sim.plugin import build, discover
 from sim.policies import Windows
+from sim.policies.encoded import Encoded
 from sim.request import Request
 from sim.routers.round_robin import RoundRobin
 from sim.serving.cluster import ClosedLoop, Cluster
+from sim.serving.dealt import DealtRounds
+from sim.serving.encoded_kv import EncodedKv
+from sim.serving.governor import Power
 from sim.serving.kv import KvBudget, Span
 from sim.serving.luck import Luck
-from sim.serving.record import Recorder
+from sim.serving.record import LEAP_COLUMNS, Recorder
 from sim.serving.replica import Leap, Replica, Setup
 from sim.serving.rounds import Rounds
 
 # Every policy of sim/policies with options that reach its corners; a new policy adds its line here.
 POLICIES: dict[str, list[dict[str, Any]]] = {
+    "adaptive": [
+        {"draft": "d", "gamma": 4},
+        {"draft": "d", "gamma": 3, "last": "dropped", "acceptance": {"kind": "rule", "go": 0.7, "on": 0.9, "off": 0.3}},
+        {"draft": "d", "gamma": 4, "rule": "router", "acceptance": {"kind": "beta", "mean": 0.7, "concentration": 2.0}},
+        {"draft": "d", "gamma": 3, "threshold": 0.6, "rule": "router",
+         "acceptance": {"kind": "empirical", "betas": [1.0, 0.2, 0.9, 0.0, 0.7, 1.0, 0.6]}},
+    ],
     "autoregressive": [{}],
+    "bigram": [{"order": 1}, {"gamma": 2, "acceptance": {"kind": "decaying", "first": 0.9, "decay": 0.5}}],
+    "bild": [
+        {"draft": "d", "gamma": 3},
+        {"draft": "d", "gamma": 4, "confidence": {"kind": "length", "tokens": 2.5}, "acceptance": 0.6},
+        {"draft": "d", "gamma": 1, "confidence": 0.3, "acceptance": 1.0},
+    ],
+    "blockwise": [{"block": 3}, {"block": 4, "propose": "once", "acceptance": {"kind": "decaying", "mean": 0.6}}],
+    "input_copy": [
+        {"gamma": 4, "input": "endless", "acceptance": 0.8},
+        {"gamma": 4, "realign": 0.2},
+        {"gamma": 3, "realign": 1.0, "input": 9, "acceptance": 0.9, "lookup_us": 2.0},
+    ],
+    "load_adaptive": [
+        {"draft": "d", "tiers": [{"batch": 1, "gamma": 4}, {"batch": 3, "gamma": 2}, {"batch": 5, "gamma": 0}]},
+        {"draft": "d", "tiers": [{"batch": 1, "gamma": 3}, {"batch": 4, "gamma": 0}], "hysteresis": 2, "off": "idle"},
+        {"draft": "d", "tiers": [{"batch": 1, "gamma": 0}, {"batch": 2, "gamma": 1}, {"batch": 6, "gamma": 4}],
+         "switch_ms": 0.003, "acceptance": {"kind": "beta", "mean": 0.7, "concentration": 2.0}},
+    ],
     "ngram": [
         {"gamma": 4},
         {"gamma": 3, "match": 0.6, "acceptance": 0.7},
         {"gamma": 4, "match": {"start": 0.1, "end": 0.8, "tokens": 15}},
         {"gamma": 2, "match": 1.0, "acceptance": {"kind": "survival", "vector": [1.0, 0.0]}},
+        {"gamma": 2, "match": 0.3, "acceptance": 0.7, "lookup_us": 3.0},
+    ],
+    "plan": [{"draft": "d", "tokens": 5}, {"draft": "d", "tokens": 1}],
+    "retrieval": [
+        {"candidates": 4, "depth": 2, "match": 0.6, "acceptance": 0.7, "lookup_us": 0.0},
+        {"candidates": 4, "depth": 4, "lookup_us": 1.5},
     ],
     "speculative": [
         {"draft": "d", "gamma": 1, "acceptance": 0.5},
         {"draft": "d", "gamma": 3, "acceptance": 0.8},
         {"draft": "d", "gamma": 4, "acceptance": {"kind": "beta", "mean": 0.7, "concentration": 2.0}},
         {"draft": "d", "gamma": 2, "acceptance": {"kind": "survival", "vector": [1.0, 0.0]}},
+        {"draft": {"model": "self", "variants": ["matformer"], "kv": "shared"}, "gamma": 3, "acceptance": 0.9},
+        {"draft": "d", "gamma": 3, "acceptance": {"kind": "context", "points": {10: 0.95, 60: 0.3}}},
         {"draft": "d", "gamma": 3, "acceptance": {"kind": "empirical", "betas": [1.0, 0.2, 0.9, 0.0, 0.7, 1.0, 0.6]}},
+    ],
+    "tandem": [
+        {"draft": "d", "gamma": 3, "acceptance": 0.8},
+        {"draft": "d", "gamma": 2, "mode": "standalone"},
+        {"draft": "d", "gamma": 3, "mode": "standalone", "free_token": False},
+        {"draft": "d", "gamma": 0},
+        {"draft": "d", "gamma": 4, "adaptive": {"last": "dropped"},
+         "acceptance": {"kind": "rule", "go": 0.7, "on": 0.9, "off": 0.3}},
+    ],
+    "text_editing": [{"overhead_ms": 0.002}, {"steps_share": 0.6, "pointer": False}, {"steps_share": 1.0}],
+    "tree": [
+        {"tree": [[0], [1], [0, 0]], "ranks": [0.6, 0.2], "drafter": {"kind": "model", "draft": "d"}},
+        {"tree": {"nodes": 6, "depth": 3}, "ranks": [[0.5, 0.3, 0.1], [0.6, 0.2]], "host_us": 2.0},
+        {"tree": {"nodes": 7, "depth": 4, "by": "sequoia"}, "ranks": [0.6, 0.1, 0.05], "verification": "sequoia",
+         "drafter": {"kind": "model", "draft": "d"}},
+        {"tree": {"nodes": 5, "depth": 3}, "ranks": "eagle-vicuna", "drafter": "eagle",
+         "acceptance": {"kind": "context", "points": {10: 0.95, 60: 0.3}}},
+        {"tree": {"nodes": 6, "depth": 3, "by": "dynamic", "width": 2}, "drafter": "eagle3",
+         "ranks": {"states": [{"share": 0.5, "ranks": [0.9, 0.1]}, {"share": 0.5, "ranks": [0.3, 0.2]}]}},
+        {"tree": {"nodes": 2, "depth": 2, "width": 1}, "ranks": [0.85], "drafter": "mtp"},
+        {"tree": [[0], [1], [0, 0], [0, 1]], "ranks": [0.6, 0.2], "drafter": "hydra", "verification": "typical"},
+        {"tree": [[0], [1], [0, 0], [1, 0]], "ranks": [0.6, 0.2], "drafter": "layers"},
     ],
 }
 SCHEDULERS: dict[str, list[dict[str, Any]]] = {
-    "chunked": [{"token_budget": 12, "max_sequences": 6}, {"token_budget": 64, "max_sequences": 3}],
+    "chunked": [
+        {"token_budget": 12, "max_sequences": 6}, {"token_budget": 64, "max_sequences": 3},
+        {"token_budget": 24, "max_sequences": 6, "whole": True},
+    ],
     "continuous": [{"token_budget": 30, "max_sequences": 6}],
     "static": [{"max_sequences": 4}],
 }
@@ -81,6 +144,7 @@ def _moe(experts: int = 8, chosen: int = 2) -> NDArray[np.float64]:
 
 
 EXPERTS = _moe()
+TINY_CLOCK = Clock(120, 110, 100, 40, 5, 20_000, 120.0, 50.0)  # a window of a few rounds
 
 
 @dataclass(frozen=True)
@@ -94,9 +158,30 @@ class BumpyCost:
     token_ns: float = 700.0
     read_ns: float = 13.0
     quantum_ns: int = 0
+    share: float = 1.0  # of the rated clock
+
+    def at_clock(self, MHz: int) -> BumpyCost:
+        """Arithmetic at another clock; memory is as fast as before."""
+        return replace(self, share=TINY_CLOCK.share(MHz))
+
+    def joules(self, work: Work) -> NDArray[np.float64]:
+        """200 W while the arithmetic runs at its rated clock, 60 W while memory does."""
+        memory, flops = self._halves(work)
+        joules: NDArray[np.float64] = (memory * 60.0 + flops * 200.0) * 1e-9
+        return joules
 
     def seconds(self, work: Work) -> NDArray[np.float64]:
         """Seconds, with the shape that the fields of ``work`` broadcast to."""
+        memory, flops = self._halves(work)
+        flops = flops / self.share
+        total = np.sqrt(memory * memory + flops * flops)
+        if self.quantum_ns:
+            total = np.ceil(total / self.quantum_ns) * self.quantum_ns
+        seconds: NDArray[np.float64] = total * 1e-9
+        return seconds
+
+    def _halves(self, work: Work) -> tuple[Any, Any]:
+        """Nanoseconds of memory, and of arithmetic at the rated clock."""
         tokens = np.asarray(work.tokens)
         halves = ((work.decode_pairs, work.decode_reads), (work.prefill_pairs, work.prefill_reads))
         pairs, reads = np.zeros(1), np.zeros(1)
@@ -106,11 +191,8 @@ class BumpyCost:
         memory = EXPERTS[tokens] * self.token_ns + reads * self.read_ns
         flops = -(-tokens // 8) * (0.9 * self.token_ns) + pairs * (0.21 * self.read_ns)
         flops = flops + np.asarray(work.logit_rows) * 3.0
-        total = np.sqrt(memory * memory + flops * flops)
-        if self.quantum_ns:
-            total = np.ceil(total / self.quantum_ns) * self.quantum_ns
-        seconds: NDArray[np.float64] = total * 1e-9
-        return seconds
+        memory = memory + EXPERTS[work.encoder_tokens] * (0.4 * self.token_ns) + work.cross_reads * (1.5 * self.read_ns)
+        return memory, flops + (work.encoder_pairs + 2 * work.cross_pairs) * (0.17 * self.read_ns)
 
 
 @dataclass(frozen=True)
@@ -130,7 +212,7 @@ class FlatCost:
 @dataclass(frozen=True)
 class Case:
     """Everything that decides a run. ``concurrency`` makes it a closed loop over the requests; ``real`` costs, target
-    first, take the place of the bumpy ones."""
+    first, take the place of the bumpy ones; ``dealt``: pipeline stages and data ranks; ``clock``: governed."""
 
     policy: Any
     scheduler: Any
@@ -150,6 +232,11 @@ class Case:
     host_s: float = 0.0
     router: Any = field(default_factory=RoundRobin)
     real: tuple[Any, ...] = ()
+    dealt: tuple[int, int] = (1, 1)
+    clock: Clock | None = None
+    request_ns: int = 0
+    plan_ahead: int = 0
+    overlap: str = "sum"
 
     def models(self) -> tuple[Windows, ...]:
         """Attention kinds of the target and of each draft; a draft has the kinds in reverse order."""
@@ -162,13 +249,27 @@ class Case:
         models, look = self.models(), self.policy.tokens_per_round
         spans = [Span(6 if i == 0 else 1, w) for i, windows in enumerate(models) for w in windows]
         reserve = self.max_context + look
-        book = KvBudget(
-            self.capacity_bytes, tuple(spans), self.block_tokens, self.mode, reserve, self.watermark, look
-        )
+        pool: Any = partial(EncodedKv, source_bytes=5) if isinstance(self.policy, Encoded) else KvBudget
+        book = pool(
+            self.capacity_bytes, tuple(spans), block_tokens=self.block_tokens, mode=self.mode, reserve_tokens=reserve,
+            watermark=self.watermark, lookahead=look,
+        )  # fmt: skip
         bumpy = tuple(BumpyCost(700.0 / (1 + 3 * i), 13.0 / (1 + i), self.quantum_ns) for i in range(len(models)))
-        engine = Engine("test", step_s=self.host_s, sequence_s=self.host_s / 16)
-        rounds = Rounds(self.policy, self.real or bumpy, engine, models, (2,) * len(models))  # type: ignore[arg-type]
-        return Setup(rounds, self.policy, models, self.scheduler, book, Luck(self.seed), self.max_context, stepping)
+        engine = Engine(
+            "test", step_s=self.host_s, sequence_s=self.host_s / 16, request_s=self.request_ns * 1e-9,
+            plan_ahead=self.plan_ahead, overlap=self.overlap,
+        )  # fmt: skip
+        twos = (2,) * len(models)
+        encoders = twos if isinstance(self.policy, Encoded) else ()
+        rounds = Rounds(self.policy, self.real or bumpy, engine, models, twos, encoders)  # type: ignore[arg-type]
+        if self.dealt != (1, 1):
+            common = {f.name: getattr(rounds, f.name) for f in fields(rounds)}
+            rounds = DealtRounds(**common, pipeline=self.dealt[0], data=self.dealt[1], piece=7)
+        power = None if self.clock is None else Power(rounds, self.clock, 10.0, self.dealt[0] * self.dealt[1])
+        luck = Luck(self.seed)
+        return Setup(
+            rounds, self.policy, models, self.scheduler, book, luck, self.max_context, stepping, power=power
+        )
 
     def closed_loop(self) -> ClosedLoop | None:
         """The closed loop, or None for an open trace."""
@@ -177,6 +278,7 @@ class Case:
         return ClosedLoop(list(self.requests), self.concurrency, self.think_s, self.exponential)
 
 
+CLOCK_COLUMN = LEAP_COLUMNS.index("clock_MHz")
 Ends = list[list[tuple[int, NDArray[np.int64]]]]  # by replica: seats and round ends of each leap
 
 
@@ -225,7 +327,8 @@ def told_by(recorder: Recorder, ends: Ends) -> Told:
     table = recorder.leaps.array()
     for i in range(len(ends)):
         mine = table[table[:, 0] == i]
-        told.sums.append([int((mine[:, 3] * mine[:, 4]).sum()), *mine[:, 9:].sum(axis=0).tolist()])
+        told.clocks.append(np.repeat(mine[:, CLOCK_COLUMN], mine[:, 3]).tolist())
+        told.sums.append([int((mine[:, 3] * mine[:, 4]).sum()), *mine[:, len(LEAP_COLUMNS) :].sum(axis=0).tolist()])
     return told
 
 

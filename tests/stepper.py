@@ -64,7 +64,7 @@ class Told:
     ``requests``: the recorder's row by request id. ``round_ends``: by replica. ``emits``: by request id, the sorted
     ends of the decode rounds in which its samples emitted. ``gaps``: how often each inter-token gap was seen.
     ``chunks``: (replica, start of the round, request, cached, new, last). ``sums``: by replica, sequence-rounds and
-    the sum of every channel.
+    the sum of every channel. ``clocks``: by replica, MHz of every round, 0 where the clock is fixed.
     """
 
     requests: dict[int, tuple[int, ...]] = field(default_factory=dict)
@@ -73,6 +73,7 @@ class Told:
     gaps: Counter[int] = field(default_factory=Counter)
     chunks: list[tuple[int, ...]] = field(default_factory=list)
     sums: list[list[int]] = field(default_factory=list)
+    clocks: list[list[int]] = field(default_factory=list)
 
 
 class SlowReplica:
@@ -88,10 +89,17 @@ class SlowReplica:
         self.ready: list[Job] = []
         self.decoding: list[Job] = []
         self.crowded = False
+        self.tier = 0
         self.plan_now: Plan | None = None
         self.start_ns = self.end_ns = -1
         self.finished: list[Request] = []
         self.kv_at: dict[int, int] = {}
+        self.delayed: list[tuple[int, Job]] = []  # when they enter
+        self.unseen: list[tuple[int, Job]] = []  # when they entered
+        self.starts: list[int] = []
+        self.MHz = setup.power.clock.rated_MHz if setup.power else 0
+        self.set_ns, self.drawn_nJ = 0, [0]
+        told.clocks.append([])
         told.round_ends.append([])
         told.sums.append([0] * (1 + setup.policy.channels(setup.windows)))
 
@@ -140,6 +148,11 @@ class SlowReplica:
     def group(self, prompt: int, tokens: Iterable[int]) -> int:
         """Samples of one prompt hold its full blocks once, where no window moves past them."""
         tokens, book = list(tokens), self.setup.kv
+        if hasattr(book, "source_bytes"):  # the prompt lies apart, once for all; a decoder has a start token of its own
+            held = book.reserve_tokens if book.mode == "reserved" else prompt
+            source: int = math.ceil(held / book.block_tokens) * book.block_tokens * book.source_bytes
+            copies = len(tokens) if book.mode == "reserved" else 1
+            return copies * source + sum(self.kv(1 + t - prompt) for t in tokens)
         whole = prompt // book.block_tokens * book.block_tokens
         once = 0 if book.mode == "reserved" else sum(whole * s.token_bytes for s in book.spans if s.window is None)
         return sum(self.kv(t) for t in tokens) - (len(tokens) - 1) * once
@@ -160,7 +173,8 @@ class SlowReplica:
 
     def state(self) -> ReplicaState:
         kv_bytes = self.held() + self.needed()
-        return ReplicaState(len(self.line), self.running_seats, kv_bytes, self.setup.kv.capacity_bytes)
+        waiting = len(self.line) + len(self.delayed) + len(self.unseen)
+        return ReplicaState(waiting, self.running_seats, kv_bytes, self.setup.kv.capacity_bytes)
 
     # --- arrivals and plans
 
@@ -172,10 +186,26 @@ class SlowReplica:
         if request.samples > seats or request.prompt + request.output > self.setup.max_context or not fits:
             self._tell(job, now, REJECTED)
         else:
-            self.line.append(job)
+            self.delayed.append((now + round(self.setup.rounds.engine.request_s * 1e9), job))
+            self.enter(now)
+
+    def enter(self, now: int) -> None:
+        """What the engine does once a request is done: those whose time has come stand in the door."""
+        self.unseen += [(now, job) for at, job in self.delayed if at == now]
+        self.delayed = [(at, job) for at, job in self.delayed if at != now]
+
+    def _see(self) -> None:
+        """A plan was made when the round ``plan_ahead`` rounds before it began: it knows who had entered by then."""
+        ahead = self.setup.rounds.engine.plan_ahead
+        seen = [job for at, job in self.unseen if ahead == 0 or at <= ([-1] * ahead + self.starts)[-ahead]]
+        if not seen and not self.admitted and not self.line:
+            seen = [job for _, job in self.unseen]
+        self.line += seen
+        self.unseen = [(at, job) for at, job in self.unseen if job not in seen]
 
     def plan(self, now: int) -> None:
         """Promote, make room, plan, and start the round."""
+        self._see()
         while self.ready and self.decoding_seats + self.ready[0].seats <= self.most_decoding:
             self._join(self.ready.pop(0))
         self.crowded = False
@@ -211,30 +241,86 @@ class SlowReplica:
     # --- one round
 
     def _start(self, plan: Plan, now: int) -> None:
-        chunks = [Chunk(j.prefilled, new, j.prefilled + new == j.prefill_tokens) for j, new in plan.chunks]
+        chunks = [
+            Chunk(j.prefilled, new, j.prefilled + new == j.prefill_tokens, j.request.prompt) for j, new in plan.chunks
+        ]
         seats = self.decoding_seats if plan.decode else 0
+        switch_ns = self._tier_for(seats) if seats else 0
         columns = [self._draw(j, s) for j in self.decoding for s in j.samples] if seats else []
         assert seats or chunks, "a replica with work must not fall asleep"
         totals = [sum(c) for c in zip(*columns, strict=True)]
         column = np.array(totals, dtype=np.int64).reshape(len(totals), 1) if seats else None
-        ns = self.setup.rounds.ns(seats, column, Chunks(chunks) if chunks else None, seats + len(chunks))
+        rounds = self._rounds_now(now)
+        ns = rounds.ns(seats, column, Chunks(chunks) if chunks else None, seats + len(chunks))
         assert ns.shape == (1,) and ns[0] >= 1
-        self.plan_now, self.start_ns, self.end_ns = plan, now, now + int(ns[0])
+        if now != self.end_ns:  # the replica stood idle
+            ns[0] += rounds.filling_ns(ns, Chunks(chunks) if chunks else None)
+        self.plan_now, self.start_ns, self.end_ns = plan, now, now + int(ns[0]) + switch_ns
+        self._draw_power(rounds, seats, column, Chunks(chunks) if chunks else None)
+        self.starts.append(now)
         self.kv_at[now] = self.held() + self.needed()
         for place, amount in enumerate([seats, *totals]):
             self.told.sums[self.index][place] += amount
         for (job, new), chunk in zip(plan.chunks, chunks, strict=True):
-            self.told.chunks.append((self.index, now, job.request.id, chunk.cached, new, int(chunk.last)))
+            self.told.chunks.append((self.index, now, job.request.id, chunk.cached, new, int(chunk.last), chunk.prompt))
+
+    def _rounds_now(self, now: int) -> Any:
+        """Costs at the clock of the round that begins now, after the governor has looked at the window behind it."""
+        power = self.setup.power
+        if power is None:
+            return self.setup.rounds
+        clock, elapsed = power.clock, now - self.set_ns
+        if elapsed >= clock.window_ns:
+            steps = [*range(clock.base_MHz, clock.top_MHz + 1, clock.step_MHz)]
+            drawn_W = sum(self.drawn_nJ) / (elapsed * power.devices)
+            wanted = self.MHz * math.sqrt((clock.cap_W - power.idle_W) / drawn_W) if drawn_W else clock.top_MHz
+            self.MHz = max([MHz for MHz in steps if MHz <= wanted], default=clock.base_MHz)
+            self.set_ns, self.drawn_nJ = now, []
+        return self.setup.rounds if self.MHz == clock.rated_MHz else power.at(self.MHz)
+
+    def _draw_power(self, rounds: Any, seats: int, column: Any, prompts: Chunks | None) -> None:
+        """Whole nanojoules of the round that has just been given its end."""
+        self.told.clocks[self.index].append(self.MHz)
+        power = self.setup.power
+        if power is not None:
+            joules = float(np.asarray(rounds.joules(seats, column, prompts)).reshape(-1)[0])
+            share = self.MHz / power.clock.rated_MHz
+            running_W = power.clock.busy_W * (share * share * share) * power.devices
+            self.drawn_nJ.append(round(joules * 1e9 + (self.end_ns - self.start_ns) * running_W))
+
+    def _tier_for(self, seats: int) -> int:
+        """Where gamma follows the load: the tier of a round with so many seats; nanoseconds that a change costs."""
+        policy, before = self.setup.policy, self.tier
+        if not hasattr(policy, "ladder"):
+            return 0
+        starts = [tier.batch for tier in policy.ladder]
+        reached = max(i for i, start in enumerate(starts) if start <= seats)
+        kept = max(i for i, start in enumerate(starts) if i == 0 or seats + policy.hysteresis >= start)
+        self.tier = max(reached, min(before, kept))
+        return round(policy.switch_ms * 1e6) if self.tier != before else 0
+
+    def _draw_in_tier(self, job: Job, sample: Sample, left: int) -> tuple[int, int, int]:
+        """The same coin decides in every tier; it is compared with as many survival probabilities as are drafted."""
+        policy = self.setup.policy
+        gamma = policy.ladder[self.tier].gamma
+        coin = self.setup.luck.of(job.request.id, sample.number).uniforms("acceptance", sample.round, 1)[0]
+        kept = sum(coin < alive for alive in policy.survival[:gamma].tolist())
+        return min(kept + 1, left), kept, gamma
 
     def _draw(self, job: Job, sample: Sample) -> tuple[int, ...]:
         """Ask the policy for this one round; returns the sample's share of every channel in it."""
         policy, left = self.setup.policy, job.request.output - sample.emitted
-        one = policy.future(self.setup.luck.of(job.request.id, sample.number, job.request.prompt), sample.round, left)
-        gain, kept, drafted = int(one.gains[0]), int(one.kept[0]), int(one.drafted[0])
+        if hasattr(policy, "ladder"):
+            gain, kept, drafted = self._draw_in_tier(job, sample, left)
+        else:
+            draws = self.setup.luck.of(job.request.id, sample.number, job.request.prompt)
+            one = policy.future(draws, sample.round, left)
+            gain, kept, drafted = int(one.gains[0]), int(one.kept[0]), int(one.drafted[0])
         assert 1 <= gain <= left and 0 <= kept <= drafted
         sample.drawn.append((gain, kept, drafted))
         gains, kepts, drafteds = (np.array(c, dtype=np.int64) for c in zip(*sample.drawn, strict=True))
         so_far = Future(gains, np.cumsum(gains) - gains, kepts, drafteds)
+        policy = policy.reading(job.request.prompt) if hasattr(policy, "reading") else policy
         return tuple(int(row[-1]) for row in policy.rows(so_far, sample.joined_context, self.setup.windows))
 
     def settle(self, now: int) -> None:
@@ -253,6 +339,7 @@ class SlowReplica:
     def _gain(self, job: Job, now: int) -> None:
         for sample in job.samples:
             gain, kept, drafted = sample.drawn[-1]
+            drafted = drafted if self.setup.policy.tokens_per_round > 1 else 0  # one row a round judges no draft
             sample.emitted, sample.round = sample.emitted + gain, sample.round + 1
             job.rounds, job.drafted, job.accepted = job.rounds + 1, job.drafted + drafted, job.accepted + kept
             self.told.emits.setdefault(job.request.id, []).append(now)
@@ -302,19 +389,25 @@ def step(case: Any) -> tuple[Told, list[SlowReplica]]:
     known = loop.requests[: loop.concurrency] if loop else case.requests
     coming = [(0 if loop else r.arrival_ns, r.id, r) for r in known]
     heapq.heapify(coming)
-    while times := [r.end_ns for r in replicas if r.plan_now] + [t for t, _, _ in coming[:1]]:
+    while times := [
+        *(r.end_ns for r in replicas if r.plan_now),
+        *(t for t, _, _ in coming[:1]),
+        *(t for r in replicas for t, _ in r.delayed),
+    ]:
         now = min(times)
         for replica in replicas:
             if replica.plan_now and replica.end_ns == now:
                 replica.settle(now)
         _ask_again(case, replicas, coming, now)
+        for replica in replicas:
+            replica.enter(now)
         while coming and coming[0][0] == now:
             request = _at(heapq.heappop(coming)[2], now)
             states = [r.state() for r in replicas] if case.router.needs_state else ()
             replicas[case.router.pick(request, len(replicas), states)].arrive(request, now)
             _ask_again(case, replicas, coming, now)
         for replica in replicas:
-            if replica.plan_now is None and (replica.line or replica.admitted):
+            if replica.plan_now is None and (replica.line or replica.admitted or replica.unseen):
                 replica.plan(now)
     told.chunks.sort()
     told.emits = {request: sorted(times) for request, times in told.emits.items()}

@@ -15,6 +15,17 @@ def test_block_scales_count() -> None:
     assert stored == {"mxfp4": 4.25, "nvfp4": 4.5, "mxfp8": 8.25, "int4_g128": 4.15625, "int4": 4, "bf16": 16}
 
 
+def test_gguf_blocks() -> None:
+    """Bytes of a block over its numbers, as ggml's block structures have them."""
+    blocks = {
+        "q8_0": (34, 32), "q6_k": (210, 256),
+        "q5_k": (176, 256), "q5_1": (24, 32), "q5_0": (22, 32), "q4_k": (144, 256),
+        "q4_1": (20, 32), "q4_0": (18, 32), "q3_k": (110, 256), "q2_k": (84, 256),
+    }  # fmt: skip
+    assert {name: FORMATS[name].stored_bytes for name in blocks} == {name: b / n for name, (b, n) in blocks.items()}
+    assert Precision("q4_k").product_format("q4_k") == "bf16"
+
+
 def test_a_misspelt_format_gets_a_hint() -> None:
     with pytest.raises(ValueError, match=r"precision\.kv: 'bf61' .* did you mean 'bf16'"):
         Precision(kv="bf61")

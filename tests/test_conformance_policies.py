@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from engine_setup import POLICIES, label, policies
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.analytic.work import Work
@@ -24,6 +24,7 @@ ALL = pytest.mark.parametrize("policy", policies(), ids=label)
 KINDS = [(None,), (None, 7), (5,), (3, None, 11)]
 COLUMNS = ("gains", "kept", "drafted")
 FIELDS = tuple(Work.__annotations__)
+FEW = settings(max_examples=25)  # of each policy; thousands over all of them at the end of the section
 
 
 def windows_of(policy: Any, kinds: tuple[int | None, ...]) -> tuple[tuple[int | None, ...], ...]:
@@ -71,6 +72,7 @@ def test_options_are_checked(name: str) -> None:
 
 
 @ALL
+@FEW
 @given(st.integers(0, 10**6), st.integers(0, 40), st.integers(1, 200))
 def test_a_future_emits_exactly_what_remains(policy: Any, request_id: int, start: int, remaining: int) -> None:
     """Whole int64 columns of one length; every round gains, none more than its rows; the sum is what remained."""
@@ -84,6 +86,7 @@ def test_a_future_emits_exactly_what_remains(policy: Any, request_id: int, start
 
 
 @ALL
+@FEW
 @given(st.integers(0, 10**6), st.integers(0, 40), st.integers(2, 150), st.integers(0, 10**6))
 def test_a_future_in_pieces_is_the_future(policy: Any, request_id: int, start: int, remaining: int, cut: int) -> None:
     """Cut anywhere and drawn again from its own round number, the rest is the same: what preemption relies on."""
@@ -96,6 +99,7 @@ def test_a_future_in_pieces_is_the_future(policy: Any, request_id: int, start: i
 
 
 @ALL
+@FEW
 @given(st.integers(0, 10**6), st.integers(1, 80), st.integers(1, 80))
 def test_a_shorter_future_is_clipped_not_redrawn(policy: Any, request_id: int, remaining: int, more: int) -> None:
     """With less to emit, kept and drafted are a prefix of the longer future's, and so are the gains but the last."""
@@ -104,6 +108,17 @@ def test_a_shorter_future_is_clipped_not_redrawn(policy: Any, request_id: int, r
     n = len(short.gains)
     assert short.kept.tolist() == long.kept[:n].tolist() and short.drafted.tolist() == long.drafted[:n].tolist()
     assert short.gains[:-1].tolist() == long.gains[: n - 1].tolist() and short.gains[-1] <= long.gains[n - 1]
+
+
+@pytest.mark.slow
+@settings(max_examples=2000)
+@given(st.sampled_from(policies()), st.integers(0, 10**6), st.integers(0, 40), st.integers(2, 200), st.integers(0))
+def test_futures_at_length(policy: Any, request_id: int, start: int, remaining: int, cut: int) -> None:
+    """The three above with many more examples, any policy."""
+    test_a_future_emits_exactly_what_remains.hypothesis.inner_test(policy, request_id, start, remaining)
+    test_a_future_in_pieces_is_the_future.hypothesis.inner_test(policy, request_id, start, remaining, cut)
+    less = 1 + cut % (remaining - 1)
+    test_a_shorter_future_is_clipped_not_redrawn.hypothesis.inner_test(policy, request_id, less, remaining - less)
 
 
 @ALL

@@ -80,7 +80,7 @@ def check(scheduler: Any, view: Any, plan: Plan) -> None:
 
 def scheduler_splits(scheduler: Any) -> bool:
     """Whether a prompt longer than the budget is read in pieces (else it runs alone, whole)."""
-    return bool(scheduler.name == "chunked")
+    return bool(scheduler.name == "chunked" and not scheduler.whole)
 
 
 def pressed(policy: Any, scheduler: Any, seed: int, samples: int = 1) -> Case:

@@ -42,6 +42,7 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("add"), st.lists(st.integers(1, 30), min_size=1, max_size=3)),
         st.tuples(st.just("remove"), st.integers(0, 9)),
+        st.tuples(st.just("swap"), st.integers(1, 12)),
         st.tuples(st.just("leap"), st.integers(1, 12)),
     ),
     max_size=30,
@@ -59,9 +60,24 @@ def test_totals_ends_and_fit_after_any_steps(steps: list[tuple[str, Any]], lengt
             horizon.add(live[-1])
         elif what == "remove" and live:
             horizon.remove(live.pop(value % len(live)))
+        elif what == "swap":
+            live = swap(horizon, live, value)
         elif what == "leap" and live:
             leap(horizon, live, value)
         check(horizon, live)
+
+
+def swap(horizon: Horizon, live: list[Entry], more: int) -> list[Entry]:
+    """Everybody goes on in another way from now on, and ends ``more`` rounds after the round that comes next."""
+    pairs = []
+    for old in live:
+        done = horizon.round - old.start
+        lengths = [done + more + i for i, (_, future) in enumerate(old.futures) if len(future.gains) > done]
+        new = entry(old.sequence.request.id, old.start, lengths, more)
+        rows = tuple(np.concatenate((a[:done], b[done:])) for a, b in zip(old.rows, new.rows, strict=True))
+        pairs.append((old, Entry(new.sequence, old.start, rows, new.futures, 0)))
+    horizon.swap(pairs)
+    return [new for _, new in pairs]
 
 
 def leap(horizon: Horizon, live: list[Entry], most: int) -> None:
@@ -104,6 +120,18 @@ def test_a_sequence_joins_at_the_next_round() -> None:
     except AssertionError:
         return
     raise AssertionError("the horizon took a sequence that starts later")
+
+
+def test_rounds_with_enough_seats_by_hand() -> None:
+    """Seats fall 3, 3, 2, 2, 1, 1: how far at least two are left, from the first round on and from the second."""
+    horizon = Horizon(CHANNELS)
+    for number, length in enumerate((6, 4, 2)):
+        row = np.ones(length, dtype=np.int64)
+        one = entry(number, 0, [length], 0)
+        horizon.add(Entry(one.sequence, 0, (row, row, row), one.futures, 0))
+    assert [horizon.seats_after(i) for i in range(6)] == [3, 3, 2, 2, 1, 1]
+    assert [horizon.rounds_with(2, first, 6) for first in (0, 1, 3)] == [4, 4, 4]
+    assert horizon.rounds_with(2, 0, 3) == 3 and horizon.rounds_with(1, 0, 6) == 6
 
 
 def test_removed_ends_are_forgotten() -> None:

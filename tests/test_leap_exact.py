@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, ClassVar
@@ -10,13 +11,14 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from analytic_models import DENSE, LATENT, MOE, WINDOWED, calibrated, device
-from engine_setup import Case, label, longer, policies, run_engine, schedulers, trace
+from engine_setup import TINY_CLOCK, Case, label, longer, policies, run_engine, schedulers, trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stepper import Told, step
 
 from sim.analytic.cost import PassCost
 from sim.policies.autoregressive import Autoregressive
+from sim.policies.load_adaptive import LoadAdaptive
 from sim.policies.speculative import Speculative
 from sim.request import Request
 from sim.routers.round_robin import RoundRobin
@@ -24,6 +26,7 @@ from sim.schedulers.chunked import Chunked
 from sim.schedulers.continuous import Continuous
 from sim.schedulers.static import Static
 from sim.serving.cluster import Cluster
+from sim.serving.governor import Governor, Power
 from sim.serving.horizon import Entry, Horizon
 from sim.serving.replica import Replica
 from sim.serving.rounds import Rounds
@@ -111,6 +114,35 @@ def test_several_replicas(replicas: int) -> None:
     assert differences(replace(case, host_s=1e-6)) == []
 
 
+def test_tiers_do_switch() -> None:
+    """A policy that follows the load really changes its tier, up and down, in leaps and while prompts are read."""
+    for hysteresis, off in ((0, "fed"), (1, "idle")):
+        case = replace(TIERED, policy=replace(TIERED.policy, hysteresis=hysteresis, off=off))
+        with switches() as seen:
+            assert differences(case) == []
+        ups = sum(new > old for old, new in seen)
+        assert ups >= 8 and len(seen) - ups >= 8 and {new for _, new in seen} == {0, 1, 2}
+
+
+@contextmanager
+def switches() -> Iterator[list[tuple[int, int]]]:
+    """Tiers before and after each change of the leaping engine inside the block."""
+    seen: list[tuple[int, int]] = []
+
+    def note(self: Replica) -> int:
+        before = self.tier
+        cost = CHOOSE_TIER(self)
+        if self.tier != before:
+            seen.append((before, self.tier))
+        return cost
+
+    Replica._choose_tier = note  # type: ignore[method-assign]
+    try:
+        yield seen
+    finally:
+        Replica._choose_tier = CHOOSE_TIER  # type: ignore[method-assign]
+
+
 def test_rejected_requests() -> None:
     """Too many samples, too long for the model, too large for memory: rejected on arrival, all others served."""
     requests = (
@@ -135,9 +167,10 @@ def test_with_the_real_cost(policy: Any, shape: Any) -> None:
 
 
 @cache
-def real(shape: Any) -> tuple[PassCost, PassCost]:
-    """Costs of a small target and a small draft on an H100 with the terms that measured kernels need."""
-    return tuple(PassCost(s, calibrated(device("h100-sxm"))) for s in (shape, DENSE))  # type: ignore[return-value]
+def real(shape: Any) -> tuple[PassCost, ...]:
+    """Costs of a small target and of small drafts on an H100 with the terms that measured kernels need."""
+    where = replace(calibrated(device("h100-sxm")), clock=TINY_CLOCK)
+    return tuple(PassCost(s, where) for s in (shape, DENSE, DENSE, DENSE))
 
 
 @dataclass(frozen=True)
@@ -203,6 +236,92 @@ def test_one_timeout_per_round() -> None:
     assert len(leaps.leaps) < 0.4 * rounds and fast.events < 0.5 * slow.events
 
 
+# --- the clock of the device, and an engine's habits ------------------------------------------------
+
+
+@pytest.mark.parametrize("load", LOADS)
+@pytest.mark.parametrize("policy", [Autoregressive(), Speculative("d", 3, 0.8)], ids=label)
+def test_a_governed_clock(policy: Any, load: str) -> None:
+    """The clock falls and rises in whole steps, set by the nanojoules of the window before, alike in both engines."""
+    case = Case(policy, Chunked(24, 8), longer(trace(24, LOADS[load], 21, samples=2), 20), clock=TINY_CLOCK)
+    told, _, recorder = run_engine(case)
+    clocks = told.clocks[0]
+    assert len(set(clocks)) > 2 and {(100 - MHz) % 5 for MHz in clocks} == {0} and min(clocks) >= 40
+    assert differences(case) == [] and differences(case, stepping=True) == []
+    if load == "idle":
+        assert recorder.leaps.frame()["rounds"].max() > 3, "a window holds several rounds, and a leap runs through them"
+
+
+def test_a_governed_clock_with_the_real_cost() -> None:
+    """Costs at another clock are as elementwise as those at the rated one, on several replicas and in stages."""
+    case = Case(Speculative("d", 3, 0.8), Chunked(64, 8), longer(trace(16, 30_000, 22), 40), host_s=1e-5)
+    case = replace(case, real=real(DENSE)[:2], clock=replace(TINY_CLOCK, window_ns=150_000, cap_W=50.0), replicas=2)
+    assert differences(case) == []
+    dealt = replace(case, real=(), dealt=(2, 2), host_s=1e-6)
+    assert differences(dealt) == []
+    slowest = [min(told.clocks[0]) for told in (run_engine(case)[0], run_engine(dealt)[0])]
+    assert max(slowest) < 100
+
+
+@pytest.mark.parametrize("load", LOADS)
+@pytest.mark.parametrize("scheduler", schedulers(), ids=label)
+@pytest.mark.parametrize("ahead, delay_ns", [(1, 0), (2, 0), (0, 1500), (1, 1500)])
+def test_plans_made_ahead_and_time_before_the_first_token(
+    ahead: int, delay_ns: int, scheduler: Any, load: str
+) -> None:
+    """Arrivals wait for rounds already planned, requests for what the engine does once for each; ties on purpose."""
+    requests = longer(trace(20, LOADS[load], 23, 500, samples=2), 10)
+    case = Case(Speculative("d", 2, 0.7), scheduler, requests, quantum_ns=500, plan_ahead=ahead, request_ns=delay_ns)
+    assert differences(case) == []
+    pressed = replace(case, capacity_bytes=1000, replicas=2, router=Emptiest(), clock=TINY_CLOCK)
+    slow, fast = replace(pressed, router=Emptiest()), replace(pressed, router=Emptiest())
+    assert differences(pressed) == []
+    step(slow)
+    run_engine(fast)
+    assert fast.router.seen == slow.router.seen
+    assert differences(replace(case, concurrency=4, think_s=1e-6)) == []
+
+
+def test_an_arrival_waits_for_the_round_planned_already() -> None:
+    """One alone decodes; another comes amid its round k and is read in round k + 2 where plans are made ahead."""
+    first = Request(0, 0, 4, 12)
+    alone = Case(Autoregressive(), Chunked(64, 4), (first,))
+    ends = step(alone)[0].round_ends[0]
+    amid = (ends[3] + ends[4]) // 2  # in the fifth round
+    for ahead, begins in ((0, ends[4]), (1, ends[5]), (2, ends[6])):
+        case = replace(alone, requests=(first, Request(1, amid, 4, 3)), plan_ahead=ahead)
+        assert run_engine(case)[0].requests[1][2] == begins
+        assert differences(case) == []
+
+
+def test_time_before_the_first_token_delays_and_holds_nothing_up() -> None:
+    """Every request enters so much later, and rounds go on meanwhile: the whole run is shifted."""
+    case = Case(Autoregressive(), Chunked(24, 4), longer(trace(12, 9_000, 27), 10))
+    told, later = (run_engine(replace(case, request_ns=n))[0] for n in (0, 123_456))
+    assert later.round_ends == [[end + 123_456 for end in told.round_ends[0]]]
+    assert [row[1] for row in later.requests.values()] == [row[1] for row in told.requests.values()]
+
+
+def test_an_idle_engine_has_planned_nothing_ahead() -> None:
+    """Whoever finds the replica empty is read at once; so is whoever comes while the last one's last round runs."""
+    first = Request(0, 0, 4, 2)
+    end = step(Case(Autoregressive(), Chunked(64, 4), (first,)))[0].round_ends[0][-1]
+    case = Case(Autoregressive(), Chunked(64, 4), (first, Request(1, end - 1, 4, 2), Request(2, 10**9, 4, 2)))
+    told, _, _ = run_engine(replace(case, plan_ahead=1))
+    assert [told.requests[i][2] for i in range(3)] == [0, end, 10**9]
+
+
+@pytest.mark.parametrize("shape", [None, DENSE], ids=["bumpy", "real"])
+def test_host_time_beside_the_device(shape: Any) -> None:
+    """Where the host works beside the device the longer of the two counts; never longer than their sum."""
+    case = Case(Speculative("d", 3, 0.8), Chunked(24, 8), longer(trace(20, 20_000, 24), 10), host_s=1e-5)
+    case = replace(case, real=real(shape)[:2] if shape else ())
+    beside = replace(case, overlap="max")
+    assert differences(beside) == []
+    both, longest = (run_engine(c)[0].round_ends[0] for c in (case, beside))
+    assert longest[0] - beside.requests[0].arrival_ns < both[0] - case.requests[0].arrival_ns
+
+
 # --- hypothesis -----------------------------------------------------------------------------------
 
 REQUESTS = st.lists(
@@ -222,9 +341,9 @@ def cases(draw: st.DrawFn) -> Case:
         now += gap
         requests.append(Request(i, now, prompt, output, samples, priority))
     order = draw(st.sampled_from(["fcfs", "shortest_prompt", "priority"]))
-    seats, budget = draw(st.integers(1, 7)), draw(st.integers(5, 40))
-    schedulers_ = [Chunked(budget, seats, order), Continuous(budget, seats, order), Static(seats, order)]
     policy = draw(st.sampled_from(policies()))
+    seats, budget = draw(st.integers(1, 7)), max(draw(st.integers(5, 40)), policy.tokens_per_round)
+    schedulers_ = [Chunked(budget, seats, order), Continuous(budget, seats, order), Static(seats, order)]
     shape = draw(st.sampled_from([None, None, MOE, WINDOWED]))
     return Case(
         policy, draw(st.sampled_from(schedulers_)), tuple(requests),
@@ -239,6 +358,10 @@ def cases(draw: st.DrawFn) -> Case:
         host_s=draw(st.sampled_from([0.0, 1e-6])),
         router=draw(st.sampled_from([RoundRobin(), Emptiest()])),
         real=real(shape)[: 1 + len(policy.drafts)] if shape else (),
+        clock=draw(st.sampled_from([None, None, TINY_CLOCK])),
+        request_ns=draw(st.sampled_from([0, 0, 1000])),
+        plan_ahead=draw(st.sampled_from([0, 0, 1, 2])),
+        overlap=draw(st.sampled_from(["sum", "max"])),
     )  # fmt: skip
 
 
@@ -363,9 +486,117 @@ def _redraw(self: Replica, sequence: Any) -> Entry:
     return entry
 
 
+def _tierless(self: Replica) -> int:
+    """The load is never looked at."""
+    return 0
+
+
+def _too_sticky(self: LoadAdaptive, tier: int) -> int:
+    """Hysteresis off by one: a tier is left a sequence too late."""
+    return LEAST_SEATS(self, tier) - 1 if tier else 0
+
+
+def _redraw_begun(self: Replica, entry: Entry) -> Entry:
+    """Rounds that have begun are drawn again in the new tier, with the output they have gained."""
+    new, done = REDRAWN(self, entry), self.horizon.round - entry.start
+    for member, future in new.futures:
+        draws = self.setup.luck.of(entry.sequence.request.id, member.sample)
+        begun = self.tiers.tier_future(self.tier, draws, member.round, 1 << 10)
+        future.kept[:done], future.drafted[:done] = begun.kept[:done], begun.drafted[:done]
+    return new
+
+
+def _redraw_from_now(self: Replica, entry: Entry) -> Entry:
+    """The rest is drawn with the luck of the first rounds."""
+    rounds = [member.round for member, _ in entry.futures]
+    done = self.horizon.round - entry.start
+    for member, _ in entry.futures:
+        member.round -= done
+    new = REDRAWN(self, entry)
+    for (member, _), before in zip(entry.futures, rounds, strict=True):
+        member.round = before
+    return new
+
+
+def _leap_past_tiers(self: Horizon, seats: int, first: int, rounds: int) -> int:
+    """A leap runs on through an end that crosses a tier."""
+    return rounds
+
+
+def _join_any_tier(self: Replica, joining: Any) -> int:
+    """A leap runs on through the end of a prefill although those who join take the batch into another tier."""
+    return self.tier
+
+
+def _free_switch(self: Replica) -> int:
+    """A change of tier costs nothing."""
+    CHOOSE_TIER(self)
+    return 0
+
+
+def _never_tick(self: Governor, now_ns: int) -> None:
+    """The clock stays where it is."""
+
+
+def _cold_rounds(self: Governor, joules: Any, ns: Any) -> None:
+    """Only the first round of a leap is paid for."""
+    SPEND(self, np.broadcast_to(joules, ns.shape)[:1], ns[:1])
+
+
+def _late_tick(self: Governor, now_ns: int) -> None:
+    """The window is a quarter longer than the hardware's."""
+    if now_ns >= self.due_ns + self.power.clock.window_ns // 4:
+        TICK(self, now_ns)
+
+
+def _nearest_step(self: Power, MHz: int, spent_nJ: int, elapsed_ns: int) -> int:
+    """Rounded to the nearest step, not down."""
+    upper = NEXT_MHZ(self, MHz, round(spent_nJ / (1 + self.clock.step_MHz / MHz)), elapsed_ns)
+    return min(upper, self.clock.top_MHz)
+
+
+def _rounded_up(self: Power, MHz: int, joules: Any, ns: Any) -> Any:
+    """Every round costs the energy of a window's mean round."""
+    return np.full(len(ns), int(np.mean(ROUND_NJ(self, MHz, joules, ns)) * 1.01))
+
+
+def _curtail_nothing(self: Replica, leap: Any) -> None:
+    """Leaps run through the end of a window, and through the turn of those who were not planned for."""
+
+
+def _enter_at_once(self: Replica, sequence: Any) -> None:
+    """An arrival is seen by the next plan, as in an engine that plans nothing ahead."""
+    under_way = 0 if self.leap is None else self.leap.under_way(self.env.now)
+    self.later.append((self.rounds_over + under_way, sequence))
+    if self.leap is None:
+        self._ask_plan()
+    else:
+        self._stop_after(self.leap, under_way)
+
+
+def _enter_late(self: Replica, sequence: Any) -> None:
+    """The turn of an arrival comes a round too late."""
+    self.ahead += 1
+    ENTER_LATER(self, sequence)
+    self.ahead -= 1
+
+
+TICK = Governor.tick
+SPEND, NEXT_MHZ, ROUND_NJ, ENTER_LATER = Governor.spend, Power.next_MHz, Power.round_nJ, Replica._enter_later
 BURST = Case(Autoregressive(), Chunked(24, 8), tuple(Request(i, 0, 5, 4) for i in range(4)))
 ROUTED = replace(CALM, requests=longer(trace(24, 12_000, 14, samples=2), 10), replicas=2, router=Emptiest())
-CASES = (PRESSED, CALM, SMOOTH, BURST, ROUTED, tied())
+TIERED = Case(
+    LoadAdaptive("d", [{"batch": 1, "gamma": 4}, {"batch": 3, "gamma": 2}, {"batch": 5, "gamma": 0}], 1, 0.004),
+    Chunked(40, 8), longer(trace(60, 120_000, 18, samples=2), 12),
+)  # fmt: skip
+HOT = Case(
+    Speculative("d", 3, 0.8), Chunked(24, 8), longer(trace(24, 60_000, 25, samples=2), 20), clock=TINY_CLOCK,
+)  # fmt: skip
+AHEAD = Case(
+    Autoregressive(), Chunked(24, 8), longer(trace(24, 30_000, 26), 20), plan_ahead=1, request_ns=1500,
+)  # fmt: skip
+CASES = (PRESSED, CALM, SMOOTH, BURST, ROUTED, TIERED, HOT, AHEAD, tied())
+CHOOSE_TIER, REDRAWN, LEAST_SEATS = Replica._choose_tier, Replica._redrawn, LoadAdaptive.least_seats
 HORIZON_ADD, ROUNDS_NS = Horizon.add, Rounds.ns
 REPLICA_ENTRY, REPLICA_ROOM, STOP_AFTER = Replica._entry, Replica._make_room, Replica._stop_after
 FAULTS: list[tuple[type, str, Callable[..., Any]]] = [
@@ -382,6 +613,21 @@ FAULTS: list[tuple[type, str, Callable[..., Any]]] = [
     (Replica, "_stop_after", _ignore),
     (Replica, "_book_ends", _bookless),
     (Rounds, "ns", _mean_round),
+    (Replica, "_choose_tier", _tierless),
+    (Replica, "_choose_tier", _free_switch),
+    (Replica, "_redrawn", _redraw_begun),
+    (Replica, "_redrawn", _redraw_from_now),
+    (Replica, "_tier_after", _join_any_tier),
+    (Horizon, "rounds_with", _leap_past_tiers),
+    (LoadAdaptive, "least_seats", _too_sticky),
+    (Governor, "tick", _never_tick),
+    (Governor, "spend", _cold_rounds),
+    (Governor, "tick", _late_tick),
+    (Power, "next_MHz", _nearest_step),
+    (Power, "round_nJ", _rounded_up),
+    (Replica, "_curtail", _curtail_nothing),
+    (Replica, "_enter_later", _enter_at_once),
+    (Replica, "_enter_later", _enter_late),
 ]
 
 

@@ -209,7 +209,7 @@ def test_default_energy_draws_the_tdp_with_compute_and_memory_both_saturated(nam
 
 
 def test_a_capped_card_has_the_chip_energy_of_its_full_power_sibling() -> None:
-    card, full = device("a100-pcie-40gb").energy, device("a100-40gb").energy
+    card, full = device("a100-pcie-80gb").energy, device("a100-sxm-80gb").energy
     assert card is not None and full is not None
     assert card.flop_J == full.flop_J and card.idle_W < full.idle_W
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
 
 from sim.analytic.attention import AttentionCost
 from sim.analytic.hardware import Device
+from sim.analytic.layout import Layout, Stage
 from sim.analytic.memory import (
     DoesNotFit,
     MemoryBudget,
@@ -19,11 +22,11 @@ from sim.analytic.memory import (
 )
 from sim.analytic.model import ModelShape
 from sim.analytic.ops import Driver, Op, ops
-from sim.analytic.placement import Layout, place, shard
+from sim.analytic.placement import place, shard
 from sim.analytic.precision import Precision
 from sim.analytic.product import ProductCost
 from sim.analytic.rewrite import apply, bound, in_stages
-from sim.analytic.roofline import CAUSES, Bound, hbm_bytes, joules, kernels, on_device, onchip_bytes
+from sim.analytic.roofline import CAUSES, Bound, hbm_bytes, joules, kernels, on_device, onchip_bytes, streams
 from sim.analytic.tables import Table
 from sim.analytic.work import Work
 
@@ -32,12 +35,15 @@ __all__ = ["CAUSES", "DoesNotFit", "Layout", "MemoryBudget", "PassCost", "memory
 Array = Any  # float64 array of shape [rounds]; a float where all of the work is ints
 Piece = tuple[Any, tuple[Any, ...]]  # a Table, AttentionCost or ProductCost, and the columns of the work that it takes
 WorkOf = Callable[[Any, Any, Any], Work]  # (pairs, reads, tokens) -> a pass with nothing else in it
+KernelsOf = Callable[[Any, Any, Any], list[list[Op]]]  # the same -> its kernels
 
 
 class PassCost:
-    """Cost of one forward pass of a model on one device (or on each device of a tensor-parallel group).
+    """Cost of one forward pass of a model on one device (or on each device of one stage of a layout).
 
-    ``variants`` rewrite shape, precision and ops, in order (see sim/variants). ``onchip_claim``: bytes of on-chip
+    A pipeline is several of these (sim/analytic/staged.py). Work is that of one data rank; ``everywhere`` says what the
+    ranks have together. ``variants`` rewrite shape, precision and ops, in order (see sim/variants).
+    ``onchip_claim``: bytes of on-chip
     memory that something of higher rank holds. All results are elementwise over rounds and have the same bits
     whether one round is asked for or many. Raises ValueError where the layout does not divide the model.
     """
@@ -51,27 +57,55 @@ class PassCost:
         attention: Literal["flash", "standard"] = "flash",
         variants: Sequence[Any] = (),
         onchip_claim: float = 0,
+        stage: Stage | None = None,
     ) -> None:
-        """Apply variants, cut the shape, place the weights, and prepare what :meth:`seconds` looks up."""
+        """Apply variants, cut the shape, place the weights, and prepare what :meth:`seconds` looks up.
+
+        ``stage``: which part of a pipeline; without it, a layout with stages raises ValueError.
+        """
+        if stage is None and layout is not None and layout.pipeline > 1:
+            raise ValueError(f"layout.pipeline: {layout.pipeline}: a PassCost is one stage; use pass_cost for all")
         precision, layout, variants = precision or Precision(), layout or Layout(), in_stages(variants)
         shape, precision = apply(variants, "reshape", shape), apply(variants, "reformat", precision)
         self.shape, self.device, self.precision, self.layout = shape, device, precision, layout
         self.attention, self.variants = attention, tuple(variants)
-        self.local = shard(shape, layout)
+        self.stage = stage or Stage()
+        self.local = shard(self.stage.of(shape), layout)
         self._bound = bound(variants, self.local, precision, device)
-        self.weight_bytes_by_op = apply(self._bound, "resident", weight_bytes(self.local, precision))
+        held_here = weight_bytes(self.local, precision)
+        if not self.stage.holds_table(shape):
+            del held_here["embed"]
+        self.weight_bytes_by_op = apply(self._bound, "resident", held_here)
         self.bytes_weights: float = sum(self.weight_bytes_by_op.values())
         held = kv_bytes_per_token(self.local, precision)
         self.kv_bytes_per_token: tuple[float, ...] = apply(self._bound, "cached", held)
         self.cross_bytes_per_token = cross_bytes_per_token(self.local, precision)
         self.placement = place(device, self.bytes_weights, onchip_claim)
+        self._buckets: tuple[int, ...] = ()
         self._tabulate()
+
+    def at_clock(self, MHz: int) -> PassCost:
+        """The same with the device's compute units at another clock. Raises ValueError where it has none."""
+        other = copy(self)
+        other.device = self.device.at_clock(MHz)
+        other._bound = bound(self.variants, self.local, self.precision, other.device)
+        other._tabulate()
+        return other
+
+    def padded(self, buckets: tuple[int, ...]) -> PassCost:
+        """The same in an engine that pads the tokens of a pass to the next of ``buckets``, ascending."""
+        other = copy(self)
+        other._buckets = buckets
+        other._tabulate()
+        return other
 
     # -- the hot path
 
     def seconds(self, work: Work) -> Array:
         """Seconds of each round (elementwise; the engine's host time is not part of it)."""
         total = self._tokens.seconds(work.tokens) + self._rows.seconds(work.logit_rows)
+        if self._shared:
+            total = total + self._everywhere.seconds(work.everywhere)
         for piece, columns in self._pieces(work):
             total = total + piece.seconds(*columns)
         return total + self._loose(work, 0) if self._is_loose else total
@@ -85,9 +119,10 @@ class PassCost:
         found = [kind for kind, _ in self._decode]  # none in a pass that attends to nothing
         whole = not found or found == list(range(len(self.local.windows)))
         odd = any(
-            part.tile_s or part.onchip_tile_s or part.link_read_s or (part.floor_s and not part.pair_s) for part in parts
+            part.fused or part.tile_s or part.onchip_tile_s or part.link_read_s or (part.floor_s and not part.pair_s)
+            for part in parts
         )
-        more = odd or self._is_loose or self._is_latent or self.local.encoder
+        more = odd or self._is_loose or self._is_latent or self.local.encoder or not self.layout.plain
         return (self._tokens, self._rows, parts) if whole and not more else None
 
     def prefill_line(self) -> tuple[AttentionCost, ...]:
@@ -100,6 +135,8 @@ class PassCost:
         Static power is for the clock to add.
         """
         total = self._tokens.joules(work.tokens) + self._rows.joules(work.logit_rows)
+        if self._shared:
+            total = total + self._everywhere.joules(work.everywhere)
         for piece, columns in self._pieces(work):
             total = total + piece.joules(*columns)
         total = total + self._loose(work, 1) if self._is_loose else total
@@ -115,7 +152,8 @@ class PassCost:
             work,
             attention=self.attention,
             tile_bytes=self.placement.tile_bytes,
-            tensor=self.layout.tensor,
+            layout=self.layout,
+            stage=self.stage,
         )
         return apply(self._bound, "rewrite", done, work)
 
@@ -133,8 +171,8 @@ class PassCost:
     def causes(self, work: Work) -> dict[str, Array]:
         """Seconds by what bound each kernel (CAUSES); they sum to :meth:`seconds` up to float rounding."""
         totals: dict[str, Array] = dict.fromkeys(CAUSES, 0.0)
-        for _, bound in self.bounds(work):
-            for cause, seconds in bound.causes().items():
+        for _, times in self.bounds(work):
+            for cause, seconds in times.causes().items():
                 totals[cause] = totals[cause] + seconds
         return totals
 
@@ -189,8 +227,13 @@ class PassCost:
         kinds = range(len(self.local.windows))
         self._is_latent = any(layer.attention.latent is not None for layer in self.local.layers)
         self._covered: set[tuple[str, Driver]] = set()
-        self._tokens = self._table("tokens", lambda n: Work(n, 0))
+        ones = (1,) * len(kinds)
+        whole = self.ops(Work(2, 1, ones, ones, ones, ones, 1, 1, 1, 1, 1, 1, 2))
+        self._drivers = {op.driver for op in whole}  # what no op follows is not asked for below
+        self._tokens = self._table("tokens", lambda n: Work(n, 0), self._buckets)
         self._rows = self._table("rows", lambda n: Work(0, n))
+        self._shared = self.layout.data > 1
+        self._everywhere = self._table("everywhere", lambda n: Work(0, 0, everywhere=n))
         self._absorb = self._table("decode_tokens", lambda n: self._half("decode", 0, 0, n))
         self._decompress = [(k, product) for k in kinds for product in self._products(("decompress", k))]
         self._encoder = self._table("encoder", lambda n: Work(0, 0, encoder_tokens=n))
@@ -201,9 +244,7 @@ class PassCost:
             "encoder_pairs", 0, lambda p, _, n: Work(0, 0, encoder_tokens=n, encoder_pairs=p)
         )
         self._cross = self._linear("cross", 0, lambda p, r, n: Work(n, 0, cross_pairs=p, cross_reads=r))
-        ones = (1,) * len(kinds)
-        found = {(op.kernel, op.driver) for op in self.ops(Work(2, 1, ones, ones, ones, ones, 1, 1, 1, 1, 1, 1))}
-        self._is_loose = bool(found - self._covered)
+        self._is_loose = bool({(op.kernel, op.driver) for op in whole} - self._covered)
 
     def _half(self, half: str, pairs: Any, reads: Any, tokens: Any) -> Work:
         """Work of one half alone, the same for every attention kind."""
@@ -214,21 +255,24 @@ class PassCost:
     def _kernels(self, work: Work, driver: Driver) -> list[list[Op]]:
         return list(kernels(op for op in self.ops(work) if op.driver == driver))
 
-    def _evaluate(self, kernel: Sequence[Op]) -> tuple[Bound, Array]:
-        return on_device(kernel, self.device, self.placement), joules(kernel, self.device, self.placement)
+    def _evaluate(self, kernel: Sequence[Op], plain: bool = False) -> tuple[Bound, Array]:
+        return on_device(kernel, self.device, self.placement, plain), joules(kernel, self.device, self.placement)
 
-    def _table(self, driver: Driver, work_of: Callable[[Any], Work]) -> Table:
+    def _table(self, driver: Driver, work_of: Callable[[Any], Work], buckets: tuple[int, ...] = ()) -> Table:
         """Cost of all the kernels that depend on one column of the work, by its value."""
 
         def build(counts: Any) -> tuple[Array, Array]:
             pairs = [self._evaluate(kernel) for kernel in self._kernels(work_of(counts), driver)]
             return _add(bound.seconds for bound, _ in pairs), _add(energy for _, energy in pairs)
 
-        self._covered |= {(kernel[0].kernel, driver) for kernel in self._kernels(work_of(1), driver)}
-        return Table(build)
+        if driver in self._drivers:
+            self._covered |= {(kernel[0].kernel, driver) for kernel in self._kernels(work_of(1), driver)}
+        return Table(build, buckets)
 
     def _products(self, driver: Driver) -> list[ProductCost]:
         """The kernels of ``driver``, which follow the rows of one product, costed from a single row."""
+        if driver not in self._drivers:
+            return []
         one, many = (self._kernels(self._half("prefill", 0, 0, rows), driver) for rows in (1, 1013))
         found = [ProductCost(tuple(kernel), self._evaluate) for kernel in one]
         linear = [product for product, kernel in zip(found, many, strict=True) if product.agrees(kernel, 1013)]
@@ -243,20 +287,31 @@ class PassCost:
 
     def _linear(self, driver: Driver, kind: int, work_of: WorkOf) -> list[tuple[int, AttentionCost]]:
         """The kernels of ``driver`` that are linear in the work; what is not is left to :meth:`_loose`."""
-        parts = []
-        for i, kernel in enumerate(self._kernels(work_of(1, 1, 1), driver)):
-            part = AttentionCost.probe(self._probe(driver, i, work_of), self._spill_from(driver, i, work_of))
+        if driver not in self._drivers:
+            return []
+        parts, kept = [], cache(lambda p, r, n: self._kernels(work_of(p, r, n), driver))
+
+        def kernels_of(pairs: Any, reads: Any, tokens: Any) -> list[list[Op]]:
+            is_one = type(tokens) is int  # a point that every kernel is probed at; no array is
+            return kept(pairs, reads, tokens) if is_one else self._kernels(work_of(pairs, reads, tokens), driver)
+
+        for i, kernel in enumerate(kernels_of(1, 1, 1)):
+            part = AttentionCost.probe(self._probe(i, kernels_of), self._spill_from(i, kernels_of))
             if part is not None:
+                part = part.with_terms(kernel, self.device)
                 parts.append((kind, part))
                 self._covered.add((kernel[0].kernel, driver))
         return parts
 
-    def _probe(self, driver: Driver, index: int, work_of: WorkOf) -> Callable[[Any, Any, Any], tuple[Bound, Array]]:
-        return lambda p, r, n: self._evaluate(self._kernels(work_of(p, r, n), driver)[index])
+    def _probe(self, index: int, kernels_of: KernelsOf) -> Callable[[Any, Any, Any], tuple[Bound, Array]]:
+        return lambda p, r, n: self._evaluate(kernels_of(p, r, n)[index], plain=True)
 
-    def _spill_from(self, driver: Driver, index: int, work_of: WorkOf) -> float:
+    def _spill_from(self, index: int, kernels_of: KernelsOf) -> float:
         """Tokens from which some op of the kernel has more activations than fit on chip."""
-        widest = max(float(op.activation_bytes) for op in self._kernels(work_of(0, 0, 1), driver)[index])
+        kernel = kernels_of(0, 0, 1)[index]
+        if streams(kernel, self.device):
+            return 0.0
+        widest = max(float(op.activation_bytes) for op in kernel)
         return self.placement.free_bytes / widest if widest else float("inf")
 
     def _loose(self, work: Work, column: int) -> Array:

@@ -7,8 +7,8 @@ seconds, watts and joules. The conversion happens once, in this file.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
 
 GB, TERA, MIB, MICRO, PICO = 1e9, 1e12, 1 << 20, 1e-6, 1e-12
 FORMATS = ("fp32", "tf32", "bf16", "fp16", "fp8", "int8", "fp4", "int4")
@@ -42,9 +42,14 @@ class Peak(NamedTuple):
 class Terms:
     """Fitted terms of one kind of kernel in one format; the defaults are the textbook roofline.
 
-    ``seconds = floor_s + ((F/(compute_efficiency*P))^p + (B/(memory_efficiency*BW))^p)^(1/p) + quantise*m*k/BW
-    + depth_s*k/4096``, with p = ``overlap_p`` (infinite: the larger of the two). ``interval`` holds the fit's
-    (low, high) by profile key.
+    A product [m, k] @ [k, n] takes ``floor_s + ((F/(compute_efficiency*P))^p + (B/(memory_efficiency*BW))^p)^(1/p) +
+    quantise*m*k/BW + output*m*n/BW + depth_s*K/4096``, with p = ``overlap_p`` (infinite: the larger of the two) and K =
+    k/(1 + k/``depth_limit``): deep dot products are split. F counts rows padded to whole tiles of ``tile_rows`` (from
+    the first whole tile on) and at least ``wave_columns`` columns beside the first tile: a wave that does not fill the
+    device. Attention: ``tile_tokens``, ``walk_s``, ``sequence_s``, ``split_s`` and ``split_tokens`` as
+    sim/analytic/fused.py says. ``hot_share`` of the on-chip memory keeps what a benchmark reads again and again, at
+    1/``hot_cost`` of memory's rate; a pass goes through all its layers in between, so it has no use for it.
+    ``streams``: activations go through main memory however small. ``interval``: (low, high) by profile key.
     """
 
     compute_efficiency: float = 1.0
@@ -53,6 +58,18 @@ class Terms:
     overlap_p: float = float("inf")
     quantise: float = 0.0
     depth_s: float = 0.0
+    depth_limit: float = float("inf")
+    tile_rows: int = 1
+    wave_columns: float = 0.0
+    output: float = 0.0
+    tile_tokens: float = 0.0
+    walk_s: float = 0.0
+    sequence_s: float = 0.0
+    split_s: float = 0.0
+    split_tokens: float = 1.0
+    hot_share: float = 0.0
+    hot_cost: float = 1.0
+    streams: bool = False
     provenance: str = "textbook roofline, nothing fitted"
     interval: tuple[tuple[str, float, float], ...] = ()
 
@@ -66,6 +83,7 @@ class Terms:
             overlap_p=float(entry["overlap_p"]),
             quantise=float(entry["quantise"]),
             depth_s=entry["depth_us"] * MICRO,
+            **_finer(entry),
             provenance=entry.get("provenance", provenance),
             interval=_intervals(entry),
         )
@@ -142,13 +160,88 @@ class Energy:
 
 
 @dataclass(frozen=True)
+class Clock:
+    """What a governor may do with the clock of a device's compute units.
+
+    Whole MHz, in steps of ``step_MHz`` from ``base_MHz`` to ``top_MHz``, the highest seen under load; ``boost_MHz`` is
+    what the hardware lists. Peaks and fitted terms refer to ``rated_MHz``, which a fixed clock has. ``cap_W`` is what
+    the governor holds a device to, over windows of ``window_ns``; ``busy_W`` what compute units draw at the rated clock
+    while they run, whatever they compute, beyond idle power, FLOPs and bytes. ``provenance`` says what it was fitted
+    to, or that it is the class default.
+    """
+
+    boost_MHz: int
+    top_MHz: int
+    rated_MHz: int
+    base_MHz: int
+    step_MHz: int
+    window_ns: int
+    cap_W: float
+    busy_W: float
+    provenance: str = ""
+    interval: tuple[tuple[str, float, float], ...] = ()
+
+    @classmethod
+    def from_profile(cls, entry: Mapping[str, Any] | None) -> Clock | None:
+        """The clock of a profile; None where nobody has measured it."""
+        if entry is None:
+            return None
+        whole = {key: entry[key] for key in ("boost_MHz", "top_MHz", "rated_MHz", "base_MHz", "step_MHz")}
+        return cls(
+            **whole,
+            window_ns=round(entry["window_s"] * 1e9),
+            cap_W=float(entry["cap_W"]),
+            busy_W=float(entry["busy_W"]),
+            provenance=entry["provenance"],
+            interval=_intervals(entry),
+        )
+
+    @classmethod
+    def of_class(cls, tdp_W: float) -> Clock:
+        """A guess for a capped GPU of which nothing but its TDP is known: thousandths of a rated clock, wide intervals.
+
+        Range as the A100-PCIe's; no share of power beyond idle, FLOPs and bytes, whose class defaults already add up to
+        the TDP (docs/devices.md).
+        """
+        spans = (("cap_W", 0.9 * tdp_W, 1.05 * tdp_W), ("busy_W", 0.0, 0.6 * tdp_W))
+        said = "class default: range of the A100-PCIe-40GB, cap at the TDP"
+        return cls(1180, 1040, 1000, 760, 10, 10**9, tdp_W, 0.0, said, spans)
+
+    def share(self, MHz: int) -> float:
+        """Compute rates at a clock, over those at the rated one."""
+        return MHz / self.rated_MHz
+
+    def busy_W_at(self, MHz: int) -> float:
+        """Watts of running units at a clock: voltage goes with frequency, so its cube."""
+        share = MHz / self.rated_MHz
+        return self.busy_W * (share * share * share)
+
+
+class Kernels(Protocol):
+    """What a kernel library makes of a device: sim/analytic/kernel_book.py."""
+
+    @property
+    def elementwise(self) -> Terms:
+        """Terms of small kernels."""
+
+    def product(self, stored: str, multiplied: str) -> Terms:
+        """Terms of a product, by the formats of its weights and of its multiplication."""
+
+    def attention(self, group: str, computed: str, kv: str, layout: tuple[int, int, int, bool]) -> Terms:
+        """Terms of attention, by formats and head layout."""
+
+    def collective(self, kind: str, devices: int) -> Any:
+        """The collective among so many devices; None if unmeasured."""
+
+
+@dataclass(frozen=True)
 class Device:
     """A device: peaks, memory, links, power, price, and the terms that measured kernels need.
 
     ``peaks`` FLOP/s by format (dense; integer formats: operations/s), only formats with a rate of their own.
     ``memory_bytes`` is the marketed decimal capacity. ``tdp_W``, ``energy`` and ``usd_per_hour`` are None where no
     source gives them. ``matmul``, ``decode_attention``, ``prefill_attention`` and ``elementwise`` map every format
-    of FORMATS to its Terms.
+    of FORMATS to its Terms; ``kernels``, where a kernel library was fitted, comes first (sim/analytic/kernel_book.py).
     """
 
     name: str
@@ -163,6 +256,7 @@ class Device:
     host_link: Link
     tdp_W: float | None = None
     energy: Energy | None = None
+    clock: Clock | None = None
     usd_per_hour: float | None = None
     price_note: str = ""
     unverified: tuple[str, ...] = ()
@@ -170,6 +264,7 @@ class Device:
     decode_attention: Mapping[str, Terms] = field(default_factory=lambda: _textbook(), hash=False)
     prefill_attention: Mapping[str, Terms] = field(default_factory=lambda: _textbook(), hash=False)
     elementwise: Mapping[str, Terms] = field(default_factory=lambda: _textbook(), hash=False)
+    kernels: Kernels | None = field(default=None, hash=False)
 
     @classmethod
     def from_profile(cls, profile: Mapping[str, Any]) -> Device:
@@ -188,6 +283,7 @@ class Device:
             host_link=Link.from_profile(profile["host_link"], "host"),
             tdp_W=_times(profile["power"]["tdp_W"], 1.0),
             energy=Energy.from_profile(profile),
+            clock=Clock.from_profile(profile.get("clock")),
             usd_per_hour=_times(price["usd_per_hour"], 1.0),
             price_note=", ".join(filter(None, (price["what"], price["date"]))),
             unverified=tuple(profile["unverified"]),
@@ -213,6 +309,17 @@ class Device:
             if used in self.peaks:
                 return Peak(self.peaks[used], used, self._note(number_format, used))
         return self._last_resort(number_format)
+
+    def at_clock(self, MHz: int) -> Device:
+        """The same device with its compute units at another clock: compute rates and on-chip bandwidth follow it,
+        memory and links do not. Raises ValueError where the device has no clock.
+        """
+        if self.clock is None:
+            raise ValueError(f"{self.name}: its profile has no clock")
+        share = self.clock.share(MHz)
+        onchip_Bps = self.onchip.bandwidth_Bps
+        onchip = replace(self.onchip, bandwidth_Bps=None if onchip_Bps is None else onchip_Bps * share)
+        return replace(self, peaks={f: rate * share for f, rate in self.peaks.items()}, onchip=onchip)
 
     def vector_flops(self) -> Peak:
         """Rate of the vector units: the fp32 rate, or a sixteenth of the 16-bit matrix rate where none is listed."""
@@ -245,8 +352,12 @@ class Device:
 class Engine:
     """The serving software's host time and habits; every term is 0 or None for the ideal engine.
 
-    ``plan_ahead`` rounds are already planned when an arrival comes (vLLM V1: 1). The four defaults are what a
-    scenario gets if it names none.
+    ``plan_ahead`` rounds are already planned when an arrival comes (vLLM V1: 1). ``overlap``: whether host time adds to
+    the device's ("sum") or runs beside it ("max"). ``batch_buckets``: token counts, ascending, for which graphs are
+    captured; a pass of up to the largest is padded to the next, which costs time and counts nothing. ``kernels``: the
+    kernel library whose fitted terms a device runs with (None: those of its own profile). ``measured`` is
+    False where the profile says ``provenance: none``: then its times are guesses of its class. The four defaults are
+    what a scenario gets if it names none.
     """
 
     name: str
@@ -256,6 +367,10 @@ class Engine:
     request_s: float = 0.0
     cached_token_s: float = 0.0
     plan_ahead: int = 0
+    overlap: str = "sum"
+    batch_buckets: tuple[int, ...] = ()
+    kernels: str | None = None
+    measured: bool = True
     scheduler: str | None = None
     token_budget: int | None = None
     max_sequences: int | None = None
@@ -274,6 +389,10 @@ class Engine:
             request_s=profile["request_ms"] * 1e-3,
             cached_token_s=profile["cached_token_us"] * MICRO,
             plan_ahead=profile["plan_ahead"],
+            overlap=profile.get("overlap", "sum"),
+            batch_buckets=tuple(profile.get("batch_buckets") or ()),
+            kernels=profile.get("kernels"),
+            measured=profile["provenance"] != "none",
             **profile["defaults"],
             provenance=profile["provenance"],
             interval=_intervals(profile),
@@ -283,6 +402,17 @@ class Engine:
 def _group(fitted: Mapping[str, Any], group: str) -> dict[str, Terms]:
     entries, provenance = fitted[group], fitted["provenance"]
     return {f: Terms.from_profile(entries.get(f, entries["any"]), provenance) for f in FORMATS}
+
+
+HOT_TERMS = ("hot_share", "hot_cost")  # of benchmarks
+
+
+def _finer(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Terms that only fits of measured kernels have; a key that is absent keeps its neutral value."""
+    plain = ("depth_limit", "tile_rows", "wave_columns", "output", "tile_tokens", "split_tokens", *HOT_TERMS)
+    scaled = {"walk_ns": 1e-9, "sequence_ns": 1e-9, "split_us": MICRO}
+    found = {key: entry[key] for key in plain if key in entry}
+    return found | {f"{key.rpartition('_')[0]}_s": entry[key] * unit for key, unit in scaled.items() if key in entry}
 
 
 def _textbook() -> dict[str, Terms]:

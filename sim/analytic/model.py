@@ -79,6 +79,7 @@ class Ffn:
 
     ``width`` is the hidden width of the dense block or of one expert; ``shared_width`` the summed width of experts
     that every token visits; ``shared_gate`` a learned scalar gate on them; ``router_bias`` one number an expert.
+    ``expert_groups``: of a block that is one device's part, how many groups of devices the experts are dealt to.
     """
 
     width: int
@@ -90,6 +91,7 @@ class Ffn:
     shared_width: int = 0
     shared_gate: bool = False
     router_bias: bool = False
+    expert_groups: int = 1
 
     @property
     def up_factor(self) -> int:
@@ -102,14 +104,14 @@ class Ffn:
         return {"mlp.up": ups, "mlp.down": self.width * d_model + (d_model if self.bias else 0)}
 
     def parameters(self, d_model: int) -> dict[str, int]:
-        """Weights by op name; ``moe.up`` and ``moe.down`` hold all the experts."""
+        """Weights by op name; ``moe.up`` and ``moe.down`` hold all the experts that are here."""
         if not self.experts:
             return self.expert_parameters(d_model)
         one = self.expert_parameters(d_model)
         counts = {
             "moe.router": self.experts * d_model + (self.experts if self.router_bias else 0),
-            "moe.up": self.experts * one["mlp.up"],
-            "moe.down": self.experts * one["mlp.down"],
+            "moe.up": self.experts // self.expert_groups * one["mlp.up"],
+            "moe.down": self.experts // self.expert_groups * one["mlp.down"],
         }
         if self.shared_width:
             counts["moe.shared_up"] = self.up_factor * d_model * self.shared_width

@@ -10,6 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sim.analytic.collectives import chance_met, sent_bytes
+from sim.analytic.fused import Attended
+from sim.analytic.hardware import GB, MICRO
+from sim.analytic.layout import Layout, Stage
 from sim.analytic.model import Attention, Ffn, Layer, ModelShape
 from sim.analytic.precision import FORMATS, Precision
 from sim.analytic.work import Work
@@ -26,10 +30,13 @@ class Op:
 
     ``kernel``: ops with the same one run fused. ``unit``: "tensor", "vector", "link" or "none" (moves bytes only).
     ``terms``: which fitted terms of the device apply. ``driver``: the columns of Work that the counts follow:
-    "tokens", "rows", "decode_tokens", "encoder", "encoder_pairs", "cross", "cross_kv", or with the index of the
+    "tokens", "everywhere", "rows", "decode_tokens", "encoder", "encoder_pairs", "cross", "cross_kv", or with the index
+    of the
     attention kind ("decode", k), ("prefill", k) and ("decompress", k).
     ``flops``, ``inputs`` (numbers that enter a product) and bytes are ints or arrays of shape [rounds]; ``inner`` is
-    the length of a product's dot products; ``link_Bps`` the rate of the wire, None for the link between devices.
+    the length of a product's dot products; ``link_Bps`` the rate of the wire, None for the link between devices, and
+    ``link_latency_s`` what such a wire waits. ``group``: of a collective, how many devices take part.
+    ``stored``: format of the weights, or of the cache that attention reads; ``attended``: what attention attends to.
     """
 
     name: str
@@ -48,6 +55,10 @@ class Op:
     inputs: Count = 0
     inner: int = 0
     link_Bps: float | None = None
+    link_latency_s: float = 0.0
+    group: int = 1
+    stored: str = ""
+    attended: Attended | None = None
 
 
 def ops(
@@ -57,16 +68,19 @@ def ops(
     *,
     attention: Literal["flash", "standard"] = "flash",
     tile_bytes: float = inf,
-    tensor: int = 1,
+    layout: Layout | None = None,
+    stage: Stage | None = None,
 ) -> list[Op]:
     """All ops of one pass of ``shape`` on one device, equal layers folded into one set, in order of execution.
 
-    ``shape`` is what the device computes (already cut by ``placement.shard`` when ``tensor > 1``; the collectives
-    are added here). ``tile_bytes``: on-chip memory of a flash tile. Raises ValueError for an unknown ``attention``.
+    ``shape`` is what the device computes (already cut by ``placement.shard`` and ``stage``; the collectives of
+    ``layout`` are added here). ``tile_bytes``: on-chip memory of a flash tile. Raises ValueError for an unknown
+    ``attention``.
     """
     if attention not in ("flash", "standard"):
         raise ValueError(f"attention: {attention!r} is unknown; allowed: flash, standard")
-    return list(_Pass(shape, precision, work, attention == "flash", tile_bytes, tensor).run())
+    where = layout or Layout(), stage or Stage()
+    return list(_Pass(shape, precision, work, attention == "flash", tile_bytes, *where).run())
 
 
 @dataclass(frozen=True)
@@ -84,10 +98,12 @@ class _Pass:
     """Writes the ops of one pass; holds what all of them need."""
 
     def __init__(
-        self, shape: ModelShape, precision: Precision, work: Work, flash: bool, tile_bytes: float, tensor: int
-    ) -> None:
+        self, shape: ModelShape, precision: Precision, work: Work, flash: bool, tile_bytes: float, layout: Layout,
+        stage: Stage,
+    ) -> None:  # fmt: skip
         self.shape, self.precision, self.work = shape, precision, work
-        self.flash, self.tile_bytes, self.tensor = flash, tile_bytes, tensor
+        self.flash, self.tile_bytes, self.tensor = flash, tile_bytes, layout.tensor
+        self.layout, self.stage = layout, stage
         self.act_bytes = FORMATS[precision.activations].stored_bytes
         self.kv_bytes = FORMATS[precision.kv].stored_bytes
 
@@ -99,8 +115,11 @@ class _Pass:
             if shape.final_norm:
                 yield self.norm("norm.final", _Stack("enc", "encoder.", work.encoder_tokens, "encoder", 1))
         if shape.layers:
-            yield self.embed(_Stack("dec", "", work.tokens, "tokens", 1))
+            if self.stage.first:
+                yield self.embed(_Stack("dec", "", work.tokens, "tokens", 1))
             yield from self.stack(shape.layers, "dec", "", work.tokens, "tokens")
+        if not self.stage.last:
+            yield self.send(_Stack("dec", "", work.tokens, "tokens", 1))
         yield from self.head(_Stack("head", "", work.logit_rows, "rows", 1))
 
     def stack(self, layers: tuple[Layer, ...], tag: str, prefix: str, rows: Count, driver: str) -> Iterator[Op]:
@@ -203,6 +222,12 @@ class _Pass:
             q_width, o_width, k_width, v_width = block.heads * (rank + rope), block.heads * rank, rank + rope, 0
         per_number = self.act_bytes if block.latent is not None and half != "decode" else self.kv_bytes
         spilled = 0 if self.flash else 4 * block.heads * pairs * self.act_bytes
+        if self.flash:
+            # MLA's kernels are its own and were not measured: those of grouped heads stand in.
+            kv_heads = block.kv_heads if block.latent is None else max(1, block.heads // 8)
+            geometry = block.heads, kv_heads, block.head_dim if block.latent is None else 128, block.window is not None
+            attended = Attended(pairs, reads, rows, *geometry, tiled, (k_width + v_width) * per_number)
+            base = replace(base, stored=self.precision.kv, attended=attended)
         for op in (
             replace(base, name=f"{cross}.scores", flops=2 * q_width * pairs, kv_read_bytes=read * k_width * per_number,
                     activation_bytes=rows * q_width * self.act_bytes),
@@ -281,20 +306,30 @@ class _Pass:
 
     def moe(self, block: Ffn, at: _Stack) -> Iterator[Op]:
         d, rows = self.shape.d_model, at.rows
-        weights, one = block.parameters(d), block.expert_parameters(d)
+        weights = block.parameters(d)
         yield self.product("moe.router", at, rows, d, block.experts, weights["moe.router"])
-        visited = visited_experts(block.experts, block.experts_per_token, rows)
-        k = block.experts_per_token
+        if self.layout.data > 1:
+            yield self.exchange("moe.dispatch", block, at)
+            yield from self.experts(block, replace(at, rows=self.work.everywhere, driver="everywhere"))
+            yield self.exchange("moe.combine", block, at)
+        else:
+            yield from self.experts(block, at)
+        if block.shared_width:
+            shared = (weights["moe.shared_up"], weights["moe.shared_down"])
+            yield from self.feed_forward("moe.shared_", block, at, rows, block.shared_width, *shared)
+
+    def experts(self, block: Ffn, at: _Stack) -> Iterator[Op]:
+        """This device's part of what all tokens ask of the experts, which are taken to be chosen alike."""
+        one, groups = block.expert_parameters(self.shape.d_model), block.expert_groups
+        visited = visited_experts(block.experts, block.experts_per_token, at.rows) / groups
+        rows = at.rows * block.experts_per_token
         for op, numbers in zip(
-            self.feed_forward("moe.", block, at, rows * k, block.width, 0, 0),
+            self.feed_forward("moe.", block, at, rows if groups == 1 else rows / groups, block.width, 0, 0),
             (one["mlp.up"], 0, one["mlp.down"]),
             strict=True,
         ):
             fmt = self.precision.weight_format(op.name, self.shape.expert_format)
             yield replace(op, weight_bytes=visited * (numbers * FORMATS[fmt].stored_bytes))
-        if block.shared_width:
-            shared = (weights["moe.shared_up"], weights["moe.shared_down"])
-            yield from self.feed_forward("moe.shared_", block, at, rows, block.shared_width, *shared)
 
     def feed_forward(
         self, kind: str, block: Ffn, at: _Stack, rows: Count, width: int, up: int, down: int
@@ -309,13 +344,36 @@ class _Pass:
         op = self.vector(name, at, at.rows, 4 * d, 2 * d)
         return replace(op, weight_bytes=self.weights(name, self.shape.norm_vectors * d, at.rows))
 
+    # -- between devices
+
     def reduce(self, at: _Stack) -> Iterator[Op]:
-        """Ring all-reduce of the block's output: every device sends 2(t-1)/t of it."""
+        """All-reduce of the block's output over the devices that share the layer."""
         if self.tensor > 1:
-            share = 2 * (self.tensor - 1) / self.tensor
-            sent = at.rows * (self.shape.d_model * self.act_bytes * share)
-            op = Op("all_reduce", f"{at.tag}/all_reduce", "link", "", "link", at.driver, at.layers, link_bytes=sent)
-            yield replace(op, name=f"{at.prefix}all_reduce")
+            each = sent_bytes("all_reduce", self.tensor, self.shape.d_model * self.act_bytes)
+            yield self.wire("all_reduce", at, at.rows * each, self.tensor, self.layout.leaves_node(self.tensor))
+
+    def exchange(self, name: str, block: Ffn, at: _Stack) -> Op:
+        """All-to-all between data ranks: each token to the peers whose experts it chose, or their results back.
+
+        Each of the ranks' ``tensor`` lanes sends to its peer in the other ranks (docs/conventions.md).
+        """
+        data = self.layout.data
+        met = chance_met(block.experts, block.experts_per_token, block.expert_groups)
+        each = (data - 1) * met * (self.shape.d_model * self.act_bytes)
+        return self.wire(name, at, at.rows * each, data, self.layout.leaves_node(self.layout.stage_devices))
+
+    def send(self, at: _Stack) -> Op:
+        """The residual stream on its way to the next stage, from each device to its peer."""
+        numbers = at.rows * self.shape.d_model
+        return self.wire("send", at, numbers * self.act_bytes, 2, self.layout.leaves_node_after(self.stage.index))
+
+    def wire(self, name: str, at: _Stack, sent: Count, group: int, abroad: bool) -> Op:
+        """A collective of ``group`` devices, each of which sends so many bytes; ``abroad``: between nodes."""
+        op = Op(at.prefix + name, f"{at.tag}/{name}", "link", "", "link", at.driver, at.layers, link_bytes=sent)
+        if not abroad:
+            return replace(op, group=group)
+        rate = (self.layout.network_GBps or 0.0) * GB
+        return replace(op, group=group, link_Bps=rate, link_latency_s=self.layout.network_latency_us * MICRO)
 
     # -- the three shapes of op
 
@@ -335,6 +393,7 @@ class _Pass:
             activation_bytes=rows * (k + n) * self.act_bytes,
             inputs=rows * k,
             inner=k,
+            stored=stored,
         )
 
     def vector(self, name: str, at: _Stack, rows: Count, flops: int, numbers: int) -> Op:

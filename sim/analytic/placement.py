@@ -1,4 +1,4 @@
-"""Where a model's numbers live: cut over devices (tensor parallelism), and on chip or in main memory."""
+"""Where a model's numbers live: cut over the devices of a layout, and on chip or in main memory."""
 
 from __future__ import annotations
 
@@ -6,86 +6,52 @@ from dataclasses import dataclass, replace
 from math import ceil, inf
 
 from sim.analytic.hardware import Device
+from sim.analytic.layout import Layout, check_cut
 from sim.analytic.model import Attention, Ffn, Layer, ModelShape
 
 __all__ = ["Layout", "Placement", "place", "shard"]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How one replica is cut: ``tensor`` devices share every layer.
-
-    ``pipeline`` and ``data`` are named so that a file can say 1; more than 1 raises ValueError.
-    """
-
-    tensor: int = 1
-    pipeline: int = 1
-    data: int = 1
-
-    def __post_init__(self) -> None:
-        """Raise ValueError naming the key for anything that is not implemented."""
-        for key in ("tensor", "pipeline", "data"):
-            value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"layout.{key}: {value!r} must be a whole number of at least 1")
-        if self.pipeline > 1:
-            raise ValueError(f"layout.pipeline: {self.pipeline} is not supported yet; allowed: 1 (use tensor)")
-        if self.data > 1:
-            raise ValueError(f"layout.data: {self.data} is not supported inside a replica; allowed: 1 (use replicas)")
-
-    @property
-    def devices(self) -> int:
-        """Devices of one replica."""
-        return self.tensor * self.pipeline * self.data
-
-
 def shard(shape: ModelShape, layout: Layout) -> ModelShape:
-    """The part of ``shape`` that one device of ``layout`` computes, as a model of its own.
+    """The part of ``shape`` that one device of a stage computes, as a model of its own.
 
-    Heads, hidden units (of every expert) and vocabulary are divided; the vocabulary is padded up to a multiple, as
-    engines do. Norms, the router, MLA's latent and KV heads fewer than devices are replicated: each device then
-    holds ``ceil(kv_heads / tensor)`` of them. Raises ValueError where heads or widths do not divide.
+    Heads, hidden units and vocabulary are divided by ``tensor``; the vocabulary is padded up to a multiple, as engines
+    do. Experts are dealt to the ``expert`` groups and cut within one. Norms, the router, MLA's latent and KV heads
+    fewer than devices are replicated: each device then holds ``ceil(kv_heads / tensor)`` of them. Raises ValueError
+    where something does not divide.
     """
-    if layout.tensor == 1:
+    if layout.stage_devices == 1:
         return shape
-    t = layout.tensor
+    check_cut(shape, layout)
     return replace(
         shape,
-        vocab=ceil(shape.vocab / t),
-        layers=tuple(_shard_layer(layer, t) for layer in shape.layers),
-        encoder=tuple(_shard_layer(layer, t) for layer in shape.encoder),
+        vocab=ceil(shape.vocab / layout.tensor),
+        layers=tuple(_shard_layer(layer, layout) for layer in shape.layers),
+        encoder=tuple(_shard_layer(layer, layout) for layer in shape.encoder),
     )
 
 
-def _shard_layer(layer: Layer, t: int) -> Layer:
+def _shard_layer(layer: Layer, layout: Layout) -> Layer:
     return replace(
         layer,
-        attention=_shard_attention(layer.attention, t),
-        cross=None if layer.cross is None else _shard_attention(layer.cross, t),
-        ffn=_shard_ffn(layer.ffn, t),
+        attention=_shard_attention(layer.attention, layout.tensor),
+        cross=None if layer.cross is None else _shard_attention(layer.cross, layout.tensor),
+        ffn=_shard_ffn(layer.ffn, layout),
     )
 
 
 def _shard_attention(block: Attention, t: int) -> Attention:
-    heads = _divide(block.heads, t, "attention heads")
+    heads = block.heads // t
     if block.latent is not None:
         return replace(block, heads=heads, kv_heads=heads)
-    if block.kv_heads < t:
-        if t % block.kv_heads:
-            raise ValueError(f"layout.tensor: {block.kv_heads} KV heads cannot be replicated evenly over {t} devices")
-        return replace(block, heads=heads, kv_heads=1)
-    return replace(block, heads=heads, kv_heads=_divide(block.kv_heads, t, "KV heads"))
+    return replace(block, heads=heads, kv_heads=max(1, block.kv_heads // t))
 
 
-def _shard_ffn(block: Ffn, t: int) -> Ffn:
-    shared = _divide(block.shared_width, t, "shared expert width")
-    return replace(block, width=_divide(block.width, t, "feed-forward width"), shared_width=shared)
-
-
-def _divide(count: int, t: int, what: str) -> int:
-    if count % t:
-        raise ValueError(f"layout.tensor: {t} does not divide the {what} ({count})")
-    return count // t
+def _shard_ffn(block: Ffn, layout: Layout) -> Ffn:
+    if not block.experts:
+        return replace(block, width=block.width // layout.tensor)
+    shared, width = block.shared_width // layout.tensor, block.width // layout.expert_tensor
+    return replace(block, width=width, shared_width=shared, expert_groups=layout.expert)
 
 
 @dataclass(frozen=True)

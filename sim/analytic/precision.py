@@ -53,7 +53,8 @@ class _Formats(dict[str, Format]):
 
 
 # Blocks: OCP microscaling v1.0 (32 numbers, 8-bit scale), NVFP4 (16, 8-bit), GPTQ/AWQ g128 (16-bit scale, 4-bit zero
-# point). BitNet's ternary numbers are stored in two bits.
+# point). BitNet's ternary numbers are stored in two bits. GGUF (ggml-common.h, blocks): q8_0 and q4_0 keep a 16-bit
+# scale for 32 numbers, q4_1 a minimum too; the K kinds keep, for 256, scales of 16 or 32 numbers and scales of those.
 FORMATS: Mapping[str, Format] = MappingProxyType(
     _Formats(
         (f.name, f)
@@ -71,11 +72,24 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             Format("nvfp4", 4, 8, 16),
             Format("mxfp4", 4, 8, 32),
             Format("ternary", 2),
+            Format("q8_0", 8, 16, 32),
+            Format("q6_k", 6, 144, 256),
+            Format("q5_k", 5, 128, 256),
+            Format("q5_1", 5, 32, 32),
+            Format("q5_0", 5, 16, 32),
+            Format("q4_k", 4, 128, 256),
+            Format("q4_1", 4, 32, 32),
+            Format("q4_0", 4, 16, 32),
+            Format("q3_k", 3, 112, 256),
+            Format("q2_k", 2, 160, 256),
         )
     )
 )
 # Formats that differ in storage only: the device is asked for the rate of the format on the right.
-_MULTIPLIES_AS = {"mxfp8": "fp8", "int4_g128": "int4"}
+_MULTIPLIES_AS = {
+    "mxfp8": "fp8", "int4_g128": "int4",
+    **dict.fromkeys(("q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "q3_k", "q2_k"), "int8"),
+}  # fmt: skip
 
 
 def _multiplies_as(name: str) -> str:

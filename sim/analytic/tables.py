@@ -23,9 +23,14 @@ class Table:
     that a value does not depend on the block it was built in.
     """
 
-    def __init__(self, build: Callable[[NDArray[np.int64]], tuple[Any, Any]]) -> None:
-        """Start empty; nothing is built before the first look-up."""
-        self._build = build
+    def __init__(
+        self, build: Callable[[NDArray[np.int64]], tuple[Any, Any]], buckets: tuple[int, ...] = ()
+    ) -> None:
+        """Start empty; nothing is built before the first look-up.
+
+        ``buckets``: a count up to the largest takes as long as the next of them; its joules are its own.
+        """
+        self._build, self._buckets = build, np.array(buckets, dtype=np.int64)
         self.second_column: Floats = np.zeros(0)
         self.joule_column: Floats = np.zeros(0)
         self._second_list: list[float] = []
@@ -57,7 +62,16 @@ class Table:
         if low < 0 or high >= LIMIT:
             raise ValueError(f"work: a pass of {low if low < 0 else high} tokens; allowed: 0 to {LIMIT - 1}")
         start, stop = len(self), (high // BLOCK + 1) * BLOCK
-        seconds, joules = self._build(np.arange(start, stop, dtype=np.int64))
+        counts = np.arange(start, stop, dtype=np.int64)
+        seconds, joules = self._build(counts)
+        if len(self._buckets):
+            seconds, _ = self._build(self._padded(counts))
         self.second_column = np.concatenate([self.second_column, np.broadcast_to(seconds, stop - start)])
         self.joule_column = np.concatenate([self.joule_column, np.broadcast_to(joules, stop - start)])
         self._second_list = self.second_column.tolist()
+
+    def _padded(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The next bucket for each count; 0, and what is larger than all of them, stay."""
+        places = np.searchsorted(self._buckets, counts)
+        inside = (counts > 0) & (places < len(self._buckets))
+        return np.where(inside, self._buckets[np.minimum(places, len(self._buckets) - 1)], counts)

@@ -19,7 +19,9 @@ class Work(NamedTuple):
     ``tokens``: rows through the linear layers; ``logit_rows``: rows through the head. The ``*_pairs`` and ``*_reads``
     are tuples, one entry per attention kind in the order of ``ModelShape.windows``; a half that is absent from every
     round is None, which costs nothing. ``prefill_tokens``: how many of ``tokens`` belong to the prefill half; it
-    matters only where both halves are present (else it is all of them or none). The last five are for encoders.
+    matters only where both halves are present (else it is all of them or none). Then come five for encoders.
+    ``everywhere``: of a data-parallel layout, whose ranks each have their own ``tokens``, those of all ranks, which
+    meet in the experts; not looked at elsewhere.
     """
 
     tokens: Totals
@@ -34,6 +36,7 @@ class Work(NamedTuple):
     cross_pairs: Totals = 0
     cross_reads: Totals = 0
     cross_kv_tokens: Totals = 0
+    everywhere: Totals = 0
 
     @classmethod
     def decode(cls, batch: Totals, context: Totals, new: Totals = 1, windows: Windows = (None,)) -> Work:

@@ -36,8 +36,11 @@ class Draws(Protocol):
         """``count`` draws in [0, 1) for own decode rounds ``start, start + 1, ...``."""
         ...
 
-    def from_tile(self, purpose: str, build: Callable[[NDArray[np.float64]], Any]) -> tuple[Any, int, int]:
-        """What ``build`` makes of the first draws of neighbouring requests, this one's row, and how many rounds."""
+    def from_tile(self, purpose: str, build: Callable[..., Any], *beside: str) -> tuple[Any, int, int]:
+        """What ``build`` makes of the first draws of neighbouring requests, this one's row, and how many rounds.
+
+        It gets an array for ``purpose`` and one for each purpose ``beside`` it.
+        """
         ...
 
 
@@ -57,11 +60,16 @@ class Future(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """A piece of a prompt: ``new`` tokens after ``cached`` ones; ``last`` when tokens come out at its end."""
+    """A piece of a prompt: ``new`` tokens after ``cached`` ones; ``last`` when tokens come out at its end.
+
+    ``prompt``: tokens of the request's own prompt, which an encoder reads (0: all of ``new``); what a preempted request
+    had emitted is read again beside them.
+    """
 
     cached: int
     new: int
     last: bool
+    prompt: int = 0
 
 
 class Pass(NamedTuple):
@@ -88,9 +96,11 @@ class Policy(Protocol):
     """What the engine asks of a policy. ``windows`` are the attention kinds of each model it runs, target first.
 
     It may also have ``linear`` (passes are linear in seats and totals, always the same ones), ``host_s`` (host seconds
-    of a round with decodes, and of each decoding sequence: look-ups, trees), ``quality`` (sim/quality.py; absent where
+    of a round with decodes, and of each decoding sequence: look-ups, trees), ``prompt_s`` (of each prompt read),
+    ``needs_encoder`` (True: it decodes with an encoder-decoder only), ``quality`` (sim/quality.py; absent where
     it is lossless), ``clashes`` (variants it cannot go with, and why) and ``settled(context)``, the policy as it is at
-    one context where acceptance depends on it.
+    one context where acceptance depends on it. One whose gamma follows the load has ``tier_of``, ``least_seats``,
+    ``tier_future``, ``switch_ns`` and ``loaded(batch)`` (load_adaptive.py): the replica asks for each round's tier.
     """
 
     @property
@@ -168,6 +178,16 @@ class PromptPart(NamedTuple):
 NO_PROMPTS = PromptPart(0, 0, None, None)
 
 
+class Sources(NamedTuple):
+    """What an encoder reads in one pass: ``tokens``, ``squares`` (pairs, both ways), and ``pairs`` across from the
+    decoder's rows of these prompts.
+    """
+
+    tokens: Any
+    squares: Any
+    pairs: Any
+
+
 class Prompts(Protocol):
     """The prompt chunks that ride on the passes of a round."""
 
@@ -187,10 +207,17 @@ class Chunks:
         pairs, reads = [0] * len(windows), [0] * len(windows)
         tokens = last = 0
         for chunk in self.chunks:
-            cached, new, ends = chunk
+            cached, new, ends = chunk[:3]
             tokens += new
             last += ends
             for kind, window in enumerate(windows):
                 pairs[kind] += int(pairs_of(new, cached, window))
                 reads[kind] += int(reads_of(cached, window))
         return PromptPart(tokens, last, tuple(pairs), tuple(reads))
+
+    def encoded(self) -> tuple[Chunks, Sources]:
+        """What the decoder reads of them (a start token, and tokens that are out), and what the encoder does."""
+        assert all(chunk.last and not chunk.cached for chunk in self.chunks), "an encoder reads a prompt in one piece"
+        each = [(c.prompt or c.new, c.new - (c.prompt or c.new) + 1) for c in self.chunks]
+        read = Sources(sum(s for s, _ in each), sum(s * s for s, _ in each), sum(s * n for s, n in each))
+        return Chunks([Chunk(0, n, True) for _, n in each]), read

@@ -52,7 +52,7 @@ class Feature:
             layer = replace(layer, ffn=replace(layer.ffn, experts=0, experts_per_token=0, shared_width=0))
         if self.join == "wide" and layer.attention.latent is not None:
             raise ValueError(f"policy.drafter.kind: eagle3: {shape.name} has latent attention; must be eagle or mtp")
-        cut = replace(shape, layers=(layer,) * self.layers, encoder=(), extra=(), extra_windows=())
+        cut = replace(shape, layers=(layer,) * self.layers, encoder=(), extra=())
         return cut if self.vocabulary is None else replace(cut, vocab=self.vocabulary, tied=False)
 
     def bound(self, shape: ModelShape, precision: Precision, device: Device) -> _Bound:

@@ -37,13 +37,20 @@ class Course(NamedTuple):
         total = gains.cumsum(axis=-1)
         return cls(kept, drafted, gains, total, total - gains, behind(kept, runs))
 
-    def cut(self, remaining: int, row: Any = ...) -> Future:
-        """The future of one sample, row ``row``, that emits ``remaining`` tokens, as many as there are at most."""
+    def lasts(self, remaining: int, row: Any = ..., start: int = 0) -> bool:
+        """Whether there are rounds enough, from ``start`` on, to emit ``remaining`` tokens."""
         total = self.total[row]
-        rounds = int(total.searchsorted(remaining)) + 1
-        gains, offsets = self.gains[row][:rounds].copy(), self.offsets[row][:rounds]
+        return start < len(total) and int(total[-1]) - (int(total[start - 1]) if start else 0) >= remaining
+
+    def cut(self, remaining: int, row: Any = ..., start: int = 0) -> Future:
+        """The future of one sample, row ``row``, from round ``start`` on until ``remaining`` tokens are out."""
+        total = self.total[row]
+        before = int(total[start - 1]) if start else 0
+        here = slice(start, int(total.searchsorted(before + remaining)) + 1)
+        gains, offsets = self.gains[row][here].copy(), self.offsets[row][here] - before
         gains[-1] = remaining - int(offsets[-1])
-        return Future(gains, offsets, self.kept[row][:rounds], self.drafted[row][:rounds], self.behind[row][:rounds])
+        noted = None if start else self.behind[row][here]
+        return Future(gains, offsets, self.kept[row][here], self.drafted[row][here], noted)
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ class Ragged:
             rows += [*(live[1:] * reads_of(later, window)), *(live[1:] * pairs_of(1, later, window))]
         return tuple(rows)
 
-    @property
+    @cached_property
     def _always(self) -> bool:
         """Whether every sequence runs the first pass of every round."""
         return self.spare or self.fed

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from functools import cache
 
+from sim.axes import Axis
 from sim.policies.speculative import Speculative
 from sim.scenario import Scenario
-from sim.speedup import Ratio, curve
+from sim.speedup import Known, Ratio, curve_of
 
 __all__ = ["alpha_for", "expected_tokens", "gained", "round_cost", "speedup"]
 
 SCENARIO = Scenario.load("bench_speculative")  # any speculative one: its device cancels where costs are decreed
+KNOWN = Known(SCENARIO)
 
 
 @cache
 def speedup(alpha: float, gamma: int, c: float, verify: float = 1.0) -> float:
     """Over autoregressive decoding, independent acceptance ``alpha``; costs in steps of the target."""
-    scenario = SCENARIO.with_settings([f"policy.acceptance={alpha!r}", f"policy.gamma={gamma}"])
-    return float(curve(scenario, [], Ratio(c, verify)).table["speedup"][0])
+    axes = [Axis("policy.acceptance", (alpha,)), Axis("policy.gamma", (gamma,))]
+    return float(curve_of(KNOWN, axes, Ratio(c, verify)).table["speedup"][0])
 
 
 def expected_tokens(alpha: float, gamma: int) -> float:

@@ -30,10 +30,15 @@ FFN_ROW = "hire-results-ii-014"
 @cache
 def _gain(width: int, variant: Hire) -> float:
     """Dense seconds of a decode step over the variant's."""
+    return _step_s(width) / _step_s(width, variant)
+
+
+@cache
+def _step_s(width: int, *variants: Hire) -> float:
+    """Seconds of a decode step."""
     block = Layer(Attention(8, 8, 128, 128), Ffn(width, gated=False))
     shape = ModelShape("topk-1b", D, VOCAB, (block,) * LAYERS, tied=True)
-    work, device = Work.decode(1, 64), shapes.device("tpu-v5e")
-    return float(PassCost(shape, device).seconds(work) / PassCost(shape, device, variants=[variant]).seconds(work))
+    return float(PassCost(shape, shapes.device("tpu-v5e"), variants=variants).seconds(Work.decode(1, 64)))
 
 
 def _softmax(said: Phases) -> Hire:
@@ -46,8 +51,8 @@ def _ffn(share: float, softmax: Phases | None = None) -> Hire:
 
 
 def _falling(low: float, high: float, of: Callable[[float], float], wanted: float) -> float:
-    """Where a falling function reaches ``wanted``."""
-    for _ in range(30):
+    """Where a falling function reaches ``wanted``, to a hundred-thousandth."""
+    while high - low > 1e-5 * high:
         middle = (low + high) / 2
         low, high = (middle, high) if of(middle) > wanted else (low, middle)
     return high

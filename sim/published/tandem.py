@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import cache
 
+from sim.axes import Axis
 from sim.policies.adaptive import Adaptive
 from sim.policies.tandem_law import end_to_end, prefill_share
 from sim.published import chains
 from sim.published.table import Published, Table
 from sim.scenario import Scenario
-from sim.speedup import Ratio, curve
+from sim.speedup import Known, Ratio, curve_of
 
 GECKO, OTTER = "tandem-slides-table3-001", "tandem-slides-table3-004"
 BASELINE, OURS = "PaLM2-Gecko-Distil", "Tandem-Distil"
@@ -38,10 +39,15 @@ def without_free_token(row: Published, table: Table) -> float:
 
 
 @cache
+def _known() -> Known:
+    policy = {"name": "tandem", "draft": "llama-3.2-1b"}
+    return Known(Scenario.parse({**chains.SCENARIO.model_dump(exclude_unset=True), "policy": policy}, "tandem"))
+
+
+@cache
 def _standalone(gamma: int, free: bool, c: float) -> float:
-    policy = {"name": "tandem", "draft": "llama-3.2-1b", "mode": "standalone", "gamma": gamma, "free_token": free}
-    scenario = Scenario.parse({**chains.SCENARIO.model_dump(exclude_unset=True), "policy": policy}, "tandem")
-    return float(curve(scenario, [], Ratio(c)).table["speedup"][0])
+    axes = [Axis("policy.mode", ("standalone",)), Axis("policy.gamma", (gamma,)), Axis("policy.free_token", (free,))]
+    return float(curve_of(_known(), axes, Ratio(c)).table["speedup"][0])
 
 
 # -- inside speculative decoding
@@ -49,9 +55,8 @@ def _standalone(gamma: int, free: bool, c: float) -> float:
 
 @cache
 def _judged(alpha: float, gamma: int, c: float, verify: float = 1.0) -> float:
-    policy = {"name": "tandem", "draft": "llama-3.2-1b", "gamma": gamma, "acceptance": alpha}
-    scenario = Scenario.parse({**chains.SCENARIO.model_dump(exclude_unset=True), "policy": policy}, "tandem")
-    return float(curve(scenario, [], Ratio(c, verify)).table["speedup"][0])
+    axes = [Axis("policy.gamma", (gamma,)), Axis("policy.acceptance", (alpha,))]
+    return float(curve_of(_known(), axes, Ratio(c, verify)).table["speedup"][0])
 
 
 def _speed(draft: str, alpha: float, gamma: int, c: float, verify: float = 1.0) -> float:

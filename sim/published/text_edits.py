@@ -1,26 +1,22 @@
-"""EdiT5 beside T5: what one decoder step takes on paper, and a line through the two profiled steps."""
+"""EdiT5 beside T5: the deck's sentence, run through the scenarios that ship with the numbers it prints."""
 
 from __future__ import annotations
 
-from sim.analytic.cost import PassCost
-from sim.analytic.precision import Precision
-from sim.analytic.work import Work
-from sim.published import shapes
+from functools import cache
+
 from sim.published.table import Published, Table
-
-INPUT, GPU = 23, "v100-sxm2-32gb"  # the slides name no GPU; any of its time is tens of times faster on paper
-LAYERS = {"t5_step_ms": 12, "edit5_step_ms": 1}
-
-
-def step_ms(row: Published, table: Table) -> float:
-    """Milliseconds of a decoder step: fixed and by layer, from the two steps of 12 layers and of one."""
-    many, one = (table.value(table.one(row, quantity=name).id) for name in LAYERS)
-    layer = (many - one) / (LAYERS["t5_step_ms"] - 1)
-    return one + (LAYERS[row.quantity] - 1) * layer
+from sim.quantities import QUANTITIES
+from sim.run import Result, simulate
+from sim.scenario import Scenario
 
 
-def roofline_step_ms(row: Published, table: Table) -> float:
-    """Milliseconds of T5-base's decoder step in float32 by bytes over bandwidth."""
-    cost = PassCost(shapes.shape("t5-v1.1-base"), shapes.device(GPU), Precision("fp32", "fp32", "fp32"))
-    work = Work.decode(1, 16)._replace(cross_pairs=INPUT, cross_reads=INPUT)
-    return float(cost.seconds(work)) * 1e3
+@cache
+def _ran(name: str) -> Result:
+    return simulate(Scenario.load(name))
+
+
+def quantity(row: Published, table: Table) -> float:
+    """``ours``: ``text_edits.quantity NAME SCENARIO``, or ``NAME A/B``: what one run has over what the other has."""
+    name, _, said = row.argument.partition(" ")
+    first, *over = (float(QUANTITIES[name](_ran(scenario))) for scenario in said.split("/"))
+    return first / over[0] if over else first

@@ -17,7 +17,7 @@ from sim.policies import Future
 from sim.request import Member, Sequence
 
 Rows = tuple[NDArray[np.int64], ...]
-SHORT = 32
+SHORT = 96  # numbers
 
 
 @dataclass(slots=True, eq=False)
@@ -52,9 +52,13 @@ class Horizon:
     def add(self, entry: Entry, ahead: int = 0) -> None:
         """Put a sequence's future on the horizon; its first round is the next one, or comes ``ahead`` rounds later."""
         assert entry.start == self.round + ahead, "a sequence joins at the next round"
-        self._reserve(ahead + len(entry.rows[0]))
-        at = entry.start - self.base
-        for total, row in zip(self.totals[:, at : at + len(entry.rows[0])], entry.rows, strict=True):
+        self._put(entry, entry.rows, entry.start)
+
+    def _put(self, entry: Entry, rows: Rows, start: int) -> None:
+        """Add rows from round ``start`` on, and the ends of an entry."""
+        self._reserve(start - self.round + len(rows[0]))
+        at = start - self.base
+        for total, row in zip(self.totals[:, at : at + len(rows[0])], rows, strict=True):
             np.add(total, row, out=total)
         self.peak_bytes += entry.peak_bytes
         for member, future in entry.futures:
@@ -66,13 +70,31 @@ class Horizon:
 
     def remove(self, entry: Entry) -> None:
         """Take back what a sequence would still have added; its ends are forgotten as they come up."""
+        self._take(entry)
+        self.last_end = self._latest()
+
+    def swap(self, pairs: list[tuple[Entry, Entry]]) -> None:
+        """Futures are drawn anew: of each old entry its rounds to come are replaced by those of the new one.
+
+        Both begin at the same round; what lies behind is not looked at.
+        """
+        for old, _ in pairs:
+            self._take(old)
+        self.last_end = self._latest()
+        for _, new in pairs:
+            done = self.round - new.start
+            self._put(new, tuple(row[done:] for row in new.rows), self.round)
+
+    def _take(self, entry: Entry) -> None:
         done = self.round - entry.start
         at = self.round - self.base
         for total, row in zip(self.totals, entry.rows, strict=True):
             rest = row[done:]
             total[at : at + len(rest)] -= rest
         self.close(entry)
-        self.last_end = max((end for end, _, _, entry, _ in self.ends if entry.live), default=self.round)
+
+    def _latest(self) -> int:
+        return max((end for end, _, _, entry, _ in self.ends if entry.live), default=self.round)
 
     def close(self, entry: Entry) -> None:
         """A sequence leaves: its last sample has ended (its rows lie behind), or its rows were taken back."""
@@ -94,7 +116,7 @@ class Horizon:
         if rounds == 1:
             return self.next_totals()
         part = self.totals[2:, at : at + rounds]
-        if rounds <= SHORT:  # cheaper than NumPy's overhead, and as exact
+        if part.size <= SHORT:  # cheaper than NumPy's overhead, and as exact
             return [sum(row) for row in part.tolist()]
         return np.add.reduce(part, axis=1).tolist()  # type: ignore[no-any-return]
 
@@ -107,6 +129,18 @@ class Horizon:
         while not self.ends[0][3].live:
             heapq.heappop(self.ends)
         return self.ends[0][0] - self.round
+
+    def seats_after(self, rounds: int) -> int:
+        """Decoding seats of the round that comes after so many more."""
+        return int(self.totals[1, self.round - self.base + rounds])
+
+    def rounds_with(self, seats: int, first: int, rounds: int) -> int:
+        """How many of the first ``rounds`` rounds, from round ``first`` of them on, have at least so many seats.
+
+        Nobody joins in them, so that seats only become fewer.
+        """
+        along = self.window(rounds)[1, first:]
+        return rounds if along[-1] >= seats else first + int((along < seats).argmax())
 
     def rounds_that_fit(self, rounds: int, budget_bytes: int) -> int:
         """How many of the next ``rounds`` rounds find their KV bytes within the budget."""

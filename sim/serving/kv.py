@@ -62,13 +62,15 @@ class KvBudget:
         """Blocks that a sliding window can touch: its keys, the new tokens, and one block it straddles."""
         return -(-(window - 1 + self.lookahead) // self.block_tokens) + 1
 
-    def bytes_of(self, tokens: int) -> int:
-        """KV bytes allocated to one sequence with this many tokens cached."""
+    def bytes_of(self, tokens: int, prompt: int = 0) -> int:
+        """KV bytes allocated to one sequence with this many tokens cached; ``prompt`` of them are its prompt's, which
+        matters where an encoder reads that (sim/serving/encoded_kv.py).
+        """
         if tokens >= len(self._table):
             self._grow(2 * tokens)
         return int(self._table[tokens])
 
-    def bytes_along(self, context: NDArray[np.int64], more: int = 0) -> NDArray[np.int64]:
+    def bytes_along(self, context: NDArray[np.int64], more: int = 0, prompt: int = 0) -> NDArray[np.int64]:
         """The same for ``context + more``, rising by at least one a round as in a decoding sequence; shape kept."""
         first, last = int(context[0]) + more, int(context[-1]) + more
         if last >= len(self._table):
@@ -91,12 +93,12 @@ class KvBudget:
     def group_bytes(self, prompt: int, contexts: list[int]) -> int:
         """Bytes held by the running samples of one prompt, given the tokens that each has cached."""
         if len(contexts) == 1:
-            return self.bytes_of(contexts[0])
+            return self.bytes_of(contexts[0], prompt)
         shared = self.shared_bytes(prompt, len(contexts))
-        return shared + sum(self.bytes_of(c) - shared for c in contexts)
+        return shared + sum(self.bytes_of(c, prompt) - shared for c in contexts)
 
     def most_bytes(self, prompt: int, output: int, samples: int) -> int:
         """The most that a request can ever hold: all its samples in their last round, look-ahead included."""
         if samples == 1:
-            return self.bytes_of(prompt + output - 1 + self.lookahead)
+            return self.bytes_of(prompt + output - 1 + self.lookahead, prompt)
         return self.group_bytes(prompt, [prompt + output - 1 + self.lookahead] * samples)

@@ -22,7 +22,7 @@ _SHIFTS = _U(30), _U(27), _U(31), _U(11)
 _FACTORS = _U(_MIX1), _U(_MIX2)
 
 NEIGHBOURS, ROUNDS, KEPT_TILES = 64, 128, 64
-Build = Callable[[NDArray[np.float64]], Any]
+Build = Callable[..., Any]  # from as many float64 arrays [NEIGHBOURS, ROUNDS] as there are purposes
 PURPOSES = {"acceptance": 1, "match": 2, "draft_length": 3, "think": 4, "router": 5, "offset": 6}
 
 
@@ -70,15 +70,17 @@ class Luck:
         keys = [self.stream(block * NEIGHBOURS + i, sample, purpose) for i in range(NEIGHBOURS)]
         return _uniforms(np.array(keys, dtype=np.uint64)[:, None], _COUNTER(0, ROUNDS))
 
-    def kept_tile(self, address: tuple[int, int, str], build: Build | None) -> Any:
-        """The tile at (block, sample, purpose), or what ``build`` makes of it; the last few are kept."""
-        key = (*address, build)
+    def kept_tile(self, address: tuple[int, int, str], build: Build | None, beside: tuple[str, ...] = ()) -> Any:
+        """The tile at (block, sample, purpose), or what ``build`` makes of it, and of those of other purposes
+        ``beside`` it; the last few are kept.
+        """
+        key = (*address, build, *beside)
         tile = self._tiles.get(key)
         if tile is None:
             if len(self._tiles) >= KEPT_TILES:
                 del self._tiles[next(iter(self._tiles))]
-            drawn = self.tile(*address)
-            tile = self._tiles[key] = drawn if build is None else build(drawn)
+            drawn = [self.tile(*address[:2], purpose) for purpose in (address[2], *beside)]
+            tile = self._tiles[key] = drawn[0] if build is None else build(*drawn)
             for array in tile if isinstance(tile, tuple) else (tile,):
                 array.setflags(write=False)
         return tile
@@ -106,12 +108,13 @@ class Draws(NamedTuple):
             return tile[self.request % NEIGHBOURS, start : start + count]
         return _uniforms(_U(self.luck.stream(self.request, self.sample, purpose)), _COUNTER(start, count))
 
-    def from_tile(self, purpose: str, build: Build) -> tuple[Any, int, int]:
-        """What ``build`` makes of a tile of draws, shape [NEIGHBOURS, ROUNDS]; this request's row; ROUNDS.
+    def from_tile(self, purpose: str, build: Build, *beside: str) -> tuple[Any, int, int]:
+        """What ``build`` makes of a tile of draws, shape [NEIGHBOURS, ROUNDS], of this purpose and of each of those
+        ``beside`` it; this request's row; ROUNDS.
 
         For policies whose futures are elementwise or running functions of their draws: done once for neighbours.
         """
-        return self.luck.kept_tile(self._address(purpose), build), self.request % NEIGHBOURS, ROUNDS
+        return self.luck.kept_tile(self._address(purpose), build, beside), self.request % NEIGHBOURS, ROUNDS
 
     def _address(self, purpose: str) -> tuple[int, int, str]:
         return self.request // NEIGHBOURS, self.sample, purpose

@@ -18,9 +18,10 @@ REQUEST_COLUMNS = (
     "id arrival_ns admitted_ns first_token_ns finish_ns prompt output samples rounds drafted accepted preemptions "
     "replica status priority session"
 ).split()
-LEAP_COLUMNS = "replica start_ns duration_ns rounds seats chunks waiting running kv_bytes".split()
-CHUNK_COLUMNS = "replica leap request cached new last".split()
+LEAP_COLUMNS = "replica start_ns duration_ns rounds seats chunks waiting running kv_bytes clock_MHz".split()
+CHUNK_COLUMNS = "replica leap request cached new last prompt".split()
 STAY_COLUMNS = "replica request first_leap last_leap seats".split()
+MOVE_COLUMNS = "request sender receiver asked_ns start_ns end_ns tokens bytes".split()
 
 
 class Table:
@@ -130,5 +131,6 @@ class Recorder:
         self.leaps = Table([*LEAP_COLUMNS, *(f"sum_{i}" for i in range(channels))])
         self.chunks = Table(CHUNK_COLUMNS)
         self.stays = Table(STAY_COLUMNS)
+        self.moves = Table(MOVE_COLUMNS)
         self.gaps = Gaps()
         self.leaps_of = [0] * replicas

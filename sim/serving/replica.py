@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import simpy
@@ -17,8 +18,9 @@ from sim.policies import Chunk, Chunks, Future, Policy, Windows, ones
 from sim.request import Member, Request, Sequence
 from sim.routers import ReplicaState
 from sim.schedulers import Plan, Scheduler
-from sim.serving.clock import PLAN, ROUND, Clock, Moment
-from sim.serving.horizon import Entry, Horizon
+from sim.serving.clock import ARRIVAL, PLAN, ROUND, Clock, Moment
+from sim.serving.governor import Governor, Power
+from sim.serving.horizon import Entry, Horizon, Rows
 from sim.serving.kv import KvBudget
 from sim.serving.luck import Luck
 from sim.serving.queue import WaitingLine
@@ -76,7 +78,8 @@ class Setup:
     """What replicas of one pool have in common.
 
     ``stepping``: one event a round. ``prompt_ends``: the end of a request is an event of its own, because somebody
-    outside waits for it (a closed loop); otherwise a leap runs through ends that nobody queues behind.
+    outside waits for it (a closed loop); otherwise a leap runs through ends that nobody queues behind. ``power``: what
+    governs the clock; None where it is fixed.
     """
 
     rounds: Rounds
@@ -88,6 +91,20 @@ class Setup:
     max_context: int
     stepping: bool = False
     prompt_ends: bool = False
+    power: Power | None = None
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """What a replica of a prefill or decode pool asks of the pools (sim/serving/pools.py).
+
+    Of a prefill pool, ``beyond`` is some replica that decodes and ``hand_over`` takes a sequence whose prompt is read.
+    Of a decode pool, ``fetch`` moves the cache of a sequence that has been admitted here.
+    """
+
+    beyond: Replica | None = None
+    hand_over: Callable[[Replica, Sequence], None] | None = None
+    fetch: Callable[[Replica, Sequence], None] | None = None
 
 
 class Replica:
@@ -114,24 +131,48 @@ class Replica:
         self.admitted: dict[int, Sequence] = {}
         self.fresh: dict[int, tuple[int, int]] = {}
         self.running_seats = self.decoding_seats = self.held_bytes = 0
-        self.decoded_ns = 0
+        self.decoded_ns, self.ended_ns = 0, -1
+        self.tiers: Any = setup.policy if hasattr(setup.policy, "tier_of") else None
+        self.tier = 0
+        self.encoding: Any = setup.policy if hasattr(setup.policy, "reading") else None
         self.leap: Leap | None = None
         self.reach = REACH[1]
         self.plan_asked = self.crowded = False
+        engine = setup.rounds.engine
+        self.request_ns, self.ahead = round(engine.request_s * 1e9), engine.plan_ahead
+        self.coming: dict[int, Sequence] = {}
+        self.later: list[tuple[int, Sequence]] = []
+        self.rounds_over = 0
+        self.governor = None if setup.power is None else Governor(setup.power)
+        self.rounds = setup.rounds
+        self.pooled: Pooled | None = None
+        self.leaving: dict[int, int] = {}
+        self.gone_bytes = 0  # since the round under way began
+        self.landing: dict[int, Sequence] = {}
 
     # --- what others ask -------------------------------------------------------------------------------------------
 
     def arrive(self, request: Request) -> None:
-        """Take a request in; interrupt the leap under way if it could change the plan."""
-        if not self._can_ever_serve(request):
-            self._record(Sequence.of(request), 1, self.env.now)
-            self.finished(request)
-            return
+        """Take a request in; the scheduler hears of it when the engine has done what it does once a request."""
         sequence = Sequence.of(request)
+        if not self._can_ever_serve(request):
+            self._record(sequence, 1, self.env.now)
+            self.finished(request)
+        elif self.request_ns:
+            self.coming[request.id] = sequence
+            Moment(self.env, self.request_ns, ARRIVAL, lambda _: self._enter(self.coming.pop(request.id)))
+        else:
+            self._enter(sequence)
+
+    def _enter(self, sequence: Sequence) -> None:
+        """Join the line; interrupt the leap under way if that could change the plan."""
         leap = self.leap
         if leap is not None:
             self._book_ends(leap)
         sequence.held_bytes = self._hold(sequence)
+        if self.ahead:
+            self._enter_later(sequence)
+            return
         self.waiting.push(sequence)
         if leap is None:
             self._ask_plan()
@@ -142,6 +183,47 @@ class Replica:
         elif leap.plan.decode:
             self._stop_after(leap, leap.done + self.horizon.rounds_to_end())
 
+    def _enter_later(self, sequence: Sequence) -> None:
+        """Of an engine that plans ahead: the round under way and those already planned run first."""
+        leap = self.leap
+        under_way = 0 if leap is None else leap.under_way(self.env.now)
+        self.later.append((self.rounds_over + under_way + self.ahead, sequence))
+        if leap is None:
+            self._ask_plan()
+        else:
+            self._stop_after(leap, under_way + self.ahead)
+
+    def receive(self, sequence: Sequence) -> None:
+        """Take in a sequence whose prompt another replica has read; its cache is fetched once it is admitted."""
+        sequence.prefill_tokens = sequence.prefilled = 0
+        self._enter(sequence)
+
+    def release(self, number: int) -> None:
+        """The cache of a request that was handed over has gone."""
+        freed = self.leaving.pop(number)
+        self.held_bytes -= freed
+        self.gone_bytes += freed if self.leap is not None else 0
+        if self.leap is None and (self.admitted or len(self.waiting) or self.later):
+            self._ask_plan()
+
+    def landed(self, number: int) -> None:
+        """The cache of an admitted sequence has come; it decodes from the next round on."""
+        self.ready.append(self.landing.pop(number))
+        if self.leap is None:
+            self._ask_plan()
+        else:
+            self._book_ends(self.leap)
+            self._stop_after(self.leap, self.leap.under_way(self.env.now))
+
+    def _let_in(self) -> None:
+        """Whose turn has come joins the line; everybody, where there is nothing else to plan."""
+        while self.later and self.later[0][0] <= self.rounds_over:
+            self.waiting.push(self.later.pop(0)[1])
+        if not self.admitted and not len(self.waiting):
+            for _, sequence in self.later:
+                self.waiting.push(sequence)
+            self.later.clear()
+
     def state_at(self, now_ns: int) -> ReplicaState:
         """What a router sees: every round that ended at or before ``now_ns`` is included."""
         leap, begun = self.leap, 0
@@ -149,12 +231,15 @@ class Replica:
             self._book_ends(leap)
             begun = leap.over_at(now_ns) - leap.done
         kv_bytes = self.held_bytes + int(self.horizon.window(begun + 1)[0, begun])
-        return ReplicaState(len(self.waiting), self.running_seats, kv_bytes, self.setup.kv.capacity_bytes)
+        waiting = len(self.waiting) + len(self.later) + len(self.coming)
+        return ReplicaState(waiting, self.running_seats, kv_bytes, self.setup.kv.capacity_bytes)
 
     def unfinished(self) -> Iterator[Sequence]:
         """Sequences in the house, waiting or running."""
         yield from self.admitted.values()
         yield from self.waiting
+        yield from [sequence for _, sequence in self.later]
+        yield from self.coming.values()
 
     def give_up(self) -> None:
         """Record whatever is unfinished as partial (the run was cut short)."""
@@ -189,20 +274,33 @@ class Replica:
 
     def _on_plan(self, _: simpy.Event | None) -> None:
         self.plan_asked = False
+        if self.later:
+            self._let_in()
         if self.ready:
             self._promote()
         self.crowded = self._make_room()
         plan = self.setup.scheduler.plan(self) if self.prefilling or len(self.waiting) else Plan()
         for _admitted in range(plan.admit):
             self._admit(self.waiting.pop())
+        if self.landing:  # nobody reads what has been read elsewhere
+            plan.chunks = [(sequence, new) for sequence, new in plan.chunks if new]
+            plan.decode = plan.decode or not plan.chunks
         plan.decode = plan.decode and self.decoding_seats > 0
+        switch_ns = self._choose_tier() if plan.decode and self.tiers is not None else 0
         if plan.chunks or plan.decode:
-            self._launch(plan)
-        assert self.leap or not (self.admitted or len(self.waiting)), "a replica with work must not fall asleep"
+            self._launch(plan, switch_ns)
+        moving = self.leaving or self.landing
+        idle = not (self.admitted or len(self.waiting) or self.later)
+        assert self.leap or moving or idle, "a replica with work must not fall asleep"
 
     def _admit(self, sequence: Sequence) -> None:
         self.admitted[sequence.request.id] = sequence
-        self.prefilling.append(sequence)
+        if sequence.prefill_tokens:
+            self.prefilling.append(sequence)
+        else:
+            assert self.pooled is not None and self.pooled.fetch is not None
+            self.landing[sequence.request.id] = sequence
+            self.pooled.fetch(self, sequence)
         self.running_seats += sequence.seats
         self.held_bytes += sequence.held_bytes
         if sequence.admitted_ns < 0:
@@ -212,7 +310,7 @@ class Replica:
         """Bytes of KV from admission until the sequence decodes."""
         prompt, members = sequence.request.prompt, sequence.members
         if len(members) == 1:
-            return self.setup.kv.bytes_of(prompt + members[0].emitted)
+            return self.setup.kv.bytes_of(prompt + members[0].emitted, prompt)
         return self.setup.kv.group_bytes(prompt, [prompt + m.emitted for m in members])
 
     def _promote(self) -> None:
@@ -237,20 +335,58 @@ class Replica:
         """
         setup, request = self.setup, sequence.request
         ahead = int(sequence.prefilled < sequence.prefill_tokens)
-        futures, parts = [], []
-        shared = setup.kv.shared_bytes(request.prompt, sequence.seats)
+        futures = []
         for member in sequence.members:
             draws = setup.luck.of(request.id, member.sample, request.prompt)
-            emitted = member.emitted + ahead
-            future = setup.policy.future(draws, member.round, request.output - emitted)
-            context = request.prompt + emitted - 1
-            kv = setup.kv.bytes_along(future.offsets, context + self.tokens_per_round)
+            remaining = request.output - member.emitted - ahead
+            if self.tiers is None:
+                future = setup.policy.future(draws, member.round, remaining)
+            else:
+                future = self.tiers.tier_future(self.tier, draws, member.round, remaining)
             futures.append((member, future))
-            kv = kv - shared if shared else kv
-            parts.append((kv, ones(len(kv)), *setup.policy.rows(future, context, setup.windows)))
-        rows = parts[0] if len(parts) == 1 else _stack(parts, shared)
         leap = self.recorder.leaps_of[self.index] + ahead
-        return Entry(sequence, self.horizon.round + ahead, rows, futures, leap)
+        return Entry(sequence, self.horizon.round + ahead, self._rows(sequence, futures, ahead), futures, leap)
+
+    def _rows(self, sequence: Sequence, futures: list[tuple[Member, Future]], ahead: int) -> Rows:
+        """What samples add to each round from the one on in which they join; ``ahead``: see :meth:`_entry`."""
+        setup, request, parts = self.setup, sequence.request, []
+        policy = setup.policy if self.encoding is None else self.encoding.reading(request.prompt)
+        shared = setup.kv.shared_bytes(request.prompt, len(futures))
+        for member, future in futures:
+            context = request.prompt + member.emitted + ahead - 1
+            kv = setup.kv.bytes_along(future.offsets, context + self.tokens_per_round, request.prompt)
+            kv = kv - shared if shared else kv
+            parts.append((kv, ones(len(kv)), *policy.rows(future, context, setup.windows)))
+        return parts[0] if len(parts) == 1 else _stack(parts, shared)
+
+    def _choose_tier(self) -> int:
+        """Of a policy that follows the load: the tier of the round that begins now; returns nanoseconds of a switch.
+
+        Rounds that have begun stay; all others are drawn anew, under the same luck.
+        """
+        tier = self.tiers.tier_of(self.tier, self.decoding_seats)
+        if tier == self.tier:
+            return 0
+        self.tier = tier
+        pairs = [(entry, self._redrawn(entry)) for entry in self.entries.values()]
+        self.horizon.swap(pairs)
+        for _, entry in pairs:
+            self.entries[entry.sequence.request.id] = entry
+        switch_ns: int = self.tiers.switch_ns
+        return switch_ns
+
+    def _redrawn(self, entry: Entry) -> Entry:
+        """An entry whose samples go on in the present tier."""
+        sequence, done, futures = entry.sequence, self.horizon.round - entry.start, []
+        request = sequence.request
+        for member, future in entry.futures:
+            if member in sequence.members:
+                gained = int(future.offsets[done])
+                draws = self.setup.luck.of(request.id, member.sample, request.prompt)
+                left = request.output - member.emitted - gained
+                rest = self.tiers.tier_future(self.tier, draws, member.round + done, left)
+                futures.append((member, _continued(future, done, rest, gained)))
+        return Entry(sequence, entry.start, self._rows(sequence, futures, 0), futures, entry.leap)
 
     def _make_room(self) -> bool:
         """Preempt the latest admitted until the next decode round fits; True if anybody had to go."""
@@ -258,7 +394,7 @@ class Replica:
         if self.horizon.peak_bytes + self.held_bytes <= self.setup.kv.capacity_bytes:
             return went
         while self.horizon.next_bytes() + self.held_bytes > self.setup.kv.capacity_bytes:
-            self._preempt(self.admitted[next(reversed(self.admitted))])
+            self._preempt(next(s for number, s in reversed(self.admitted.items()) if number not in self.landing))
             went = True
         return went
 
@@ -283,19 +419,31 @@ class Replica:
 
     # --- leaping ---------------------------------------------------------------------------------------------------
 
-    def _launch(self, plan: Plan) -> None:
-        """Cost the rounds of a plan and sleep until the last of them ends."""
+    def _launch(self, plan: Plan, switch_ns: int) -> None:
+        """Cost the rounds of a plan and sleep until the last of them ends; ``switch_ns``: more for the first."""
+        if self.governor is not None:
+            self.governor.tick(self.env.now)
+            self.rounds = self.governor.rounds
         seats = self.decoding_seats if plan.decode else 0
         rounds = self._rounds(plan) if plan.decode else 1
         if rounds > 1:
-            ns = self.setup.rounds.decode_ns(seats, self.horizon.window(rounds)[1:])
+            ns = self.rounds.decode_ns(seats, self.horizon.window(rounds)[1:])
         else:
             ns = self._one_round_ns(plan, seats)
+        ns[0] += switch_ns
         joins = self._joins(plan)
         if joins:
             ns = np.concatenate((ns, self._decodes_after_ns(seats, joins)))
         self.leap = Leap(self.env.now, ns, len(ns), plan, joins)
+        self._curtail(self.leap)
         self._sleep(self.leap)
+
+    def _curtail(self, leap: Leap) -> None:
+        """A leap ends when the clock is set, and when somebody's turn to be planned for comes."""
+        if self.governor is not None:
+            leap.stop = min(leap.stop, max(1, bisect_left(leap.after, self.governor.due_ns - leap.start_ns)))
+        if self.later:
+            leap.stop = min(leap.stop, self.later[0][0] - self.rounds_over)
 
     def _joins(self, plan: Plan) -> list[Entry]:
         """Whoever decodes after this round if it reads the last of all prompts and nothing is in the way: the leap may
@@ -305,10 +453,14 @@ class Replica:
         alone = plan.decode or not self.decoding_seats
         if not plan.chunks or not alone or setup.stepping or setup.prompt_ends or self.crowded:
             return []
-        if self.ready or len(plan.chunks) < len(reading) or len(self.waiting):
+        if self.ready or len(plan.chunks) < len(reading) or len(self.waiting) or self.later:
+            return []
+        if self.landing or (self.pooled is not None and self.pooled.hand_over is not None):
             return []
         seats = self.decoding_seats + sum([s.seats for s in reading])
         if seats > self.decode_limit or not all(_completes(s, new) for s, new in plan.chunks):
+            return []
+        if self.tiers is not None and self._tier_after(reading) != self.tier:
             return []
         entries = [self._entry(sequence) for sequence, _ in plan.chunks]
         peak_bytes = self.horizon.peak_bytes + sum([entry.peak_bytes for entry in entries])
@@ -318,19 +470,28 @@ class Replica:
             self.horizon.add(entry, ahead=1)
         return entries
 
+    def _tier_after(self, joining: list[Sequence]) -> int:
+        """The tier of the round after the next one, if these join then."""
+        seats = self.horizon.seats_after(1) + sum([s.seats for s in joining])
+        tier: int = self.tiers.tier_of(self.tier, seats)
+        return tier
+
     def _decodes_after_ns(self, seats: int, joins: list[Entry]) -> NDArray[np.int64]:
         """Nanoseconds of the decode rounds after the one in which ``joins`` read their prompts."""
         rounds = min(self.horizon.last_end - self.horizon.round - 1, self.reach)
+        if self.tier:
+            rounds = self.horizon.rounds_with(self.tiers.least_seats(self.tier), 1, 1 + rounds) - 1
         seats += sum([entry.sequence.seats for entry in joins])
-        return self.setup.rounds.decode_ns(seats, self.horizon.window(1 + rounds)[1:, 1:])
+        return self.rounds.decode_ns(seats, self.horizon.window(1 + rounds)[1:, 1:])
 
     def _one_round_ns(self, plan: Plan, seats: int) -> NDArray[np.int64]:
         """Nanoseconds of a single round, with or without prompts, shape [1]."""
         totals = self.horizon.next_totals() if plan.decode else None
-        prompts = None
-        if plan.chunks:
-            prompts = Chunks([Chunk(s.prefilled, new, s.prefilled + new == s.prefill_tokens) for s, new in plan.chunks])
-        return self.setup.rounds.ns(seats, totals, prompts, seats + len(plan.chunks))
+        prompts = _chunks(plan) if plan.chunks else None
+        ns = self.rounds.ns(seats, totals, prompts, seats + len(plan.chunks))
+        if self.ended_ns != self.env.now:  # it stood idle
+            ns[0] += self.rounds.filling_ns(ns, prompts)
+        return ns
 
     def _rounds(self, plan: Plan) -> int:
         """How many rounds the plan holds for: to the first end that somebody waits for, while memory lasts."""
@@ -341,6 +502,8 @@ class Replica:
             rounds = horizon.rounds_to_end()
         else:
             rounds = min(horizon.last_end - horizon.round, self.reach)
+        if self.tier:
+            rounds = horizon.rounds_with(self.tiers.least_seats(self.tier), 0, rounds)
         return horizon.rounds_that_fit(rounds, setup.kv.capacity_bytes - self.held_bytes)
 
     def _sleep(self, leap: Leap) -> None:
@@ -370,8 +533,9 @@ class Replica:
             self.reach = min(2 * self.reach, REACH[1])
         elif leap.stop > ahead and 4 * (leap.stop - ahead) < len(leap.ns) - ahead:
             self.reach = max(self.reach // 2, REACH[0])
-        self.leap = None
-        if not (self.admitted or len(self.waiting)):
+        self.leap, self.ended_ns, self.gone_bytes = None, self.env.now, 0
+        self.rounds_over += leap.stop
+        if not (self.admitted or len(self.waiting) or self.later):
             return
         if self.env.peek() > self.env.now and not self.plan_asked:
             self._on_plan(None)
@@ -431,7 +595,12 @@ class Replica:
             member.emitted += 1
         sequence.members = [m for m in members if m.emitted < sequence.request.output]
         self.running_seats -= len(members) - len(sequence.members)
-        if sequence.members:
+        if sequence.members and self.pooled is not None and self.pooled.hand_over is not None:
+            self.running_seats -= sequence.seats
+            self.leaving[sequence.request.id] = sequence.held_bytes
+            del self.admitted[sequence.request.id]
+            self.pooled.hand_over(self, sequence)
+        elif sequence.members:
             self.ready.append(sequence)
         else:
             self.held_bytes -= sequence.held_bytes
@@ -471,6 +640,9 @@ class Replica:
 
     def _can_ever_serve(self, request: Request) -> bool:
         setup = self.setup
+        if self.pooled is not None and self.pooled.beyond is not None:
+            fits = self._hold(Sequence.of(request)) <= setup.kv.capacity_bytes
+            return fits and request.samples <= self.most_seats and self.pooled.beyond._can_ever_serve(request)
         return (
             request.samples <= self.most_seats
             and request.prompt + request.output <= setup.max_context
@@ -494,17 +666,28 @@ class Replica:
         if leap.plan.decode:
             seats, sums = self.decoding_seats, self.horizon.sums(rounds)
         begun, over = leap.after[leap.done], leap.after[leap.done + rounds]
+        if self.governor is not None:
+            self.governor.spend(self._joules(leap, rounds), leap.ns[leap.done : leap.done + rounds])
         recorder.leaps.append(
             (
                 index, leap.start_ns + begun, over - begun, rounds, seats, len(chunks),
-                len(self.waiting), self.running_seats, self.held_bytes + self.horizon.next_bytes(), *sums,
+                len(self.waiting), self.running_seats, self.held_bytes + self.gone_bytes + self.horizon.next_bytes(),
+                0 if self.governor is None else self.governor.MHz, *sums,
             )
         )  # fmt: skip
         number = recorder.leaps_of[index]
         for s, new in chunks:
             last = s.prefilled + new == s.prefill_tokens
-            recorder.chunks.append((index, number, s.request.id, s.prefilled, new, int(last)))
+            recorder.chunks.append((index, number, s.request.id, s.prefilled, new, int(last), s.request.prompt))
         recorder.leaps_of[index] += 1
+
+    def _joules(self, leap: Leap, rounds: int) -> Any:
+        """Dynamic joules of the next rounds to be booked, shape [rounds]; a number for a round of prompts alone."""
+        prompts = _chunks(leap.plan) if leap.plan.chunks else None
+        if not leap.plan.decode:
+            return self.rounds.joules(0, None, prompts)
+        totals = self.horizon.window(rounds)[1:]
+        return self.rounds.joules(totals[0], totals[1:], prompts)
 
     def _record_gaps(self, leap: Leap, rounds: int) -> None:
         """Every running sample emits in every round; the first gap also holds what it waited for that round."""
@@ -534,13 +717,26 @@ class Replica:
         return True
 
 
+def _chunks(plan: Plan) -> Chunks:
+    """The prompt chunks of a round that has not been booked yet."""
+    return Chunks(
+        [Chunk(s.prefilled, new, s.prefilled + new == s.prefill_tokens, s.request.prompt) for s, new in plan.chunks]
+    )
+
+
 def _completes(sequence: Sequence, new: int) -> bool:
     """Whether so many more prompt tokens are the last, and every sample then still has something to emit."""
     most = max([member.emitted for member in sequence.members])
     return sequence.prefilled + new == sequence.prefill_tokens and most + 1 < sequence.request.output
 
 
-def _stack(parts: list[tuple[NDArray[np.int64], ...]], shared_bytes: int) -> tuple[NDArray[np.int64], ...]:
+def _continued(future: Future, done: int, rest: Future, gained: int) -> Future:
+    """The first ``done`` rounds of a future, in which it gained so much, and then others."""
+    columns = zip(future[:4], (rest.gains, rest.offsets + gained, rest.kept, rest.drafted), strict=True)
+    return Future(*(np.concatenate((begun[:done], later)) for begun, later in columns))
+
+
+def _stack(parts: list[Rows], shared_bytes: int) -> Rows:
     """Sum the rows of several samples, each ending in its own time; the shared prompt stays to the end."""
     length = max(len(part[0]) for part in parts)
     rows = tuple(np.zeros(length, dtype=np.int64) for _ in parts[0])

@@ -31,8 +31,9 @@ class Variant(Protocol):
     It may also have ``quality`` (sim/quality.py; absent where it is lossless), ``clashes`` (names of variants and
     policies that it cannot go with, and why) and ``nested`` (True: a slice of the model, whose weights are the
     model's own; what it adds in ``resident`` under new names is counted). ``stage`` orders them whatever the list says:
-    number formats (0) before what chooses among the numbers (1, the default) before where they lie (2). One that a policy puts on a draft may have
-    ``beside(target)``: what stands for it where the target has this shape (a tandem's projections).
+    number formats (0) before what chooses among the numbers (1, the default) before where they lie (2). One that a
+    policy puts on a draft may have ``beside(target)``: what stands for it where the target has this shape (a tandem's
+    projections).
     """
 
     name: ClassVar[str]

@@ -108,7 +108,12 @@ class _Routed:
     def rewrite(self, ops: list[Op], work: Work) -> list[Op]:
         """Experts read by the law, and buffers multiplied where capacity is fixed."""
         assert not any(op.name.startswith(("moe.up.", "moe.down.")) for op in ops), "quantization comes after moe"
-        return [self._expert(op, work.tokens) if op.name in EXPERT_OPS else op for op in ops]
+        return [self._expert(op, self._tokens(op, work)) if op.name in EXPERT_OPS else op for op in ops]
+
+    @staticmethod
+    def _tokens(op: Op, work: Work) -> Count:
+        """Whoever chooses among the experts: all data ranks of a layout that has some."""
+        return work.everywhere if op.driver == "everywhere" else work.tokens
 
     @cached_property
     def _plain(self) -> bool:
@@ -122,7 +127,7 @@ class _Routed:
         ffn = layer.ffn
         if self.law.capacity is None:
             read = self.law.visited(ffn.experts, ffn.experts_per_token, tokens)
-            return replace(op, weight_bytes=read * self._expert_bytes(op, ffn))
+            return replace(op, weight_bytes=read / ffn.expert_groups * self._expert_bytes(op, ffn))
         chosen, rows = ffn.experts_per_token, self.law.rows_each(ffn.experts, ffn.experts_per_token, tokens)
         each = np.maximum(np.asarray(tokens) * chosen, 1)
         buffers = ffn.experts * rows
@@ -131,7 +136,7 @@ class _Routed:
             flops=op.flops / each * buffers,
             inputs=op.inputs / each * buffers,
             activation_bytes=op.activation_bytes / each * buffers,
-            weight_bytes=ffn.experts * self._expert_bytes(op, ffn) * (np.asarray(tokens) > 0),
+            weight_bytes=ffn.experts // ffn.expert_groups * self._expert_bytes(op, ffn) * (np.asarray(tokens) > 0),
         )
 
     def _expert_bytes(self, op: Op, ffn: Ffn) -> float:

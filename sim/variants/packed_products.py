@@ -22,6 +22,7 @@ class PackedProducts:
     """``small``: multiply-adds up to which a product is not packed."""
 
     name: ClassVar[str] = "packed_products"
+    stage: ClassVar[int] = 2  # ``inputs`` mean something else afterwards, which what gathers products must not see
     small: int = 180_000
 
     def __post_init__(self) -> None:

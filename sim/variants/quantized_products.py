@@ -79,7 +79,8 @@ def wide_bytes(op: Op) -> float:
     """Bytes of one activation of a product, 0.0 where it has no rows."""
     if not np.max(op.inputs):
         return 0.0
-    return float(np.max(op.activation_bytes)) / (int(np.max(op.inputs)) // op.inner * (op.inner + _columns(op)))
+    rows = np.max(op.inputs) / op.inner  # less than one where accounts ask for a mean round
+    return float(np.max(op.activation_bytes) / (rows * (op.inner + _columns(op))))
 
 
 def weight_only(product: Product, mode: str, tile_rows: int) -> list[Op]:

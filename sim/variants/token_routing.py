@@ -82,6 +82,10 @@ class TokenRouting:
             return [replace(op, flops=op.flops * self._mean, activation_bytes=op.activation_bytes * self._mean)]
         if kind not in ("mlp.up", "mlp.down") or not np.max(op.inputs):
             return [op]
+        if not op.inner:
+            raise ValueError(f"{KEY}: hire or contextual_sparsity gathers units of {kind} already; leave one out")
+        if np.max(op.inputs) < op.inner:  # less than a row: accounts ask for a mean round, and use other ops of it
+            return [op]
         product = _Product.of(op)
         if kind == "mlp.down":
             return [self._banded(op, product.rows, product.moved(self._bands, False), self._mean)]

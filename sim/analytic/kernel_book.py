@@ -1,0 +1,118 @@
+"""Fitted terms of one device under one kernel library: which terms a kernel gets, by format and head layout.
+
+Files: hardware_profiles/kernels (docs/calibration.md). What a library was not measured in comes from another library of
+the same device, then from the device's class, as the file's own order says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from sim.analytic.fused import layout_keys
+from sim.analytic.hardware import MICRO, Terms
+
+__all__ = ["Collective", "KernelBook", "scheme"]
+
+Count = Any
+GROUPS = ("matmul", "decode_attention", "prefill_attention")
+FOUR_BITS = ("int4", "int4_g128", "fp4", "nvfp4", "mxfp4", "nf4", "q4_k", "q4_1", "q4_0", "q3_k", "q2_k")
+SIXTEEN = ("bf16", "fp16", "tf32", "fp32")
+
+
+def scheme(stored: str, multiplied: str) -> str:
+    """The name of a product's number formats in kernel tables: weights ``stored``, ``multiplied`` in."""
+    if multiplied in SIXTEEN:
+        if stored in FOUR_BITS or stored.startswith(("ternary", "4bit", "3bit", "2bit")):
+            return "int4_wo"
+        return "bf16" if stored in SIXTEEN or not stored else "int8_wo"
+    if multiplied == "fp8" and stored == "mxfp8":
+        return "fp8_block"
+    return {"fp4": "nvfp4"}.get(multiplied, multiplied)
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One collective among so many devices: the faster of two algorithms, each a wait and a share of the link.
+
+    One sends little at once, the other sends all of it at the link's pace; libraries switch between them.
+    """
+
+    small_s: float
+    small_efficiency: float
+    large_s: float
+    large_efficiency: float
+
+    @classmethod
+    def from_profile(cls, entry: Mapping[str, Any]) -> Collective:
+        """A collective of a kernel profile; microseconds become seconds."""
+        small, large = entry["small_us"] * MICRO, entry["large_us"] * MICRO
+        return cls(small, entry["small_efficiency"], large, entry["large_efficiency"])
+
+    def seconds(self, sent_bytes: Count, link_Bps: float) -> Count:
+        """Seconds to send ``sent_bytes`` from every device, elementwise; nothing where nothing is sent."""
+        small = self.small_s + sent_bytes / (link_Bps * self.small_efficiency)
+        large = self.large_s + sent_bytes / (link_Bps * self.large_efficiency)
+        return np.minimum(small, large) * (np.asarray(sent_bytes) > 0)
+
+
+@dataclass(frozen=True)
+class KernelBook:
+    """Terms by group, format and head layout; ``collectives`` by (kind, devices). ``source``: device and library."""
+
+    source: str
+    tables: Mapping[str, Mapping[str, Mapping[str, Terms]]]
+    elementwise: Terms
+    collectives: Mapping[tuple[str, int], Collective]
+
+    @classmethod
+    def from_profile(cls, profile: Mapping[str, Any]) -> KernelBook:
+        """A book from a mapping that ``hardware_profiles.kernels`` has checked and merged for one library."""
+        source = profile["source"]
+        tables = {
+            group: {
+                name: {key: _terms(entry, source) for key, entry in entries.items()}
+                for name, entries in profile[group].items()
+            }
+            for group in GROUPS
+        }
+        collectives = {
+            (kind, int(devices)): Collective.from_profile(entry)
+            for kind, by_devices in profile["collectives"].items()
+            for devices, entry in by_devices.items()
+        }
+        return cls(source, tables, _terms(profile["elementwise"], source), collectives)
+
+    def product(self, stored: str, multiplied: str) -> Terms:
+        """Terms of a product with weights ``stored`` in one format and ``multiplied`` in another."""
+        found = self.tables["matmul"]
+        name = scheme(stored, multiplied)
+        for known in (name, name.removesuffix("_block"), "fp8" if multiplied in ("fp8", "int8") else "bf16"):
+            if known in found:
+                return found[known]["any"]
+        return next(iter(found.values()))["any"]
+
+    def attention(self, group: str, computed: str, kv: str, layout: tuple[int, int, int, bool]) -> Terms:
+        """Terms of attention ``computed`` in one format over keys kept in another, by head layout."""
+        wide = "bf16" if kv in (*SIXTEEN, "") else "fp8"
+        names = [wide] if group == "decode_attention" else [f"fp8-{wide}" if computed == "fp8" else f"bf16-{wide}"]
+        names += ["bf16-fp8", "bf16-bf16", "fp8", "bf16"] if wide == "fp8" else ["bf16-bf16", "bf16"]
+        entries = next((e for name in names if (e := self.tables[group].get(name))), None)
+        if entries is None:
+            entries = next(iter(self.tables[group].values()))
+        return next(entries[key] for key in layout_keys(*layout) if key in entries)
+
+    def collective(self, kind: str, devices: int) -> Collective | None:
+        """The collective among ``devices``, or of the nearest number of them above, else below; None if unmeasured."""
+        known = sorted(n for name, n in self.collectives if name == kind)
+        if not known:
+            return None
+        return self.collectives[kind, next((n for n in known if n >= devices), known[-1])]
+
+
+def _terms(entry: Mapping[str, Any], source: str) -> Terms:
+    """Terms of a measured kernel, whose activations come from memory and go back there."""
+    return replace(Terms.from_profile(entry, source), streams=True)

@@ -1,0 +1,1 @@
+"""Silicon truth: predictions beside measurements that no fit has seen, and thresholds that fail."""
