@@ -34,9 +34,9 @@ def _comparison(name: str) -> Callable[[], list[Row]]:
 
         return counts
     if name == "tokens":
-        from sim.validation.tokens import compare as tokens
+        from sim.validation import forecasts, tokens
 
-        return tokens
+        return lambda: [*tokens.compare(), *forecasts.compare()]
     if name == "distribution":
         from sim.validation.distribution import compare as distribution
 

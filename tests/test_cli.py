@@ -277,7 +277,7 @@ def test_explain_and_roofline(decodesim: Command, tmp_path: Path) -> None:
 
 
 def test_explain_takes_what_run_does_not(decodesim: Command) -> None:
-    """An encoder-decoder model has memory and intensity, though no run serves it."""
+    """An encoder-decoder model has memory and intensity."""
     assert decodesim("explain", "chat_h100", "--set", "model=t5-v1.1-base").status == 0
 
 

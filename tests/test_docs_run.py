@@ -33,9 +33,8 @@ def left_out() -> list[Block]:
     return [b for path in PAGES for b in blocks(path, name(path)) if b.skipped is not None]
 
 
-@pytest.mark.parametrize(
-    "path", [*PAGES, *(pytest.param(p, marks=pytest.mark.slow, id=name(p)) for p in NOTEBOOKS)], ids=name
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [*PAGES, *NOTEBOOKS], ids=name)
 def test_page_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every block does what the page says."""
     execute(path, name(path), tmp_path, monkeypatch)

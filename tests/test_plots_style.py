@@ -130,6 +130,7 @@ def test_every_axis_says_what_it_is(drawn: dict[str, Axes]) -> None:
             assert label or NAMED_BY_TICKS.get(name) == side, f"{name}: no label on {side}"
 
 
+@pytest.mark.slow
 def test_every_figure_saves_as_vectors_and_pixels(drawn: dict[str, Axes], tmp_path: Path) -> None:
     """No tick is raw markup: what a reader sees has no dollar and no backslash."""
     for name, axes in drawn.items():

@@ -14,13 +14,14 @@ import numpy as np
 from rich.text import Text
 
 from sim.reference.checkpoint import SHIPPED, load
-from sim.reference.decoding import Generation, Round, decode
+from sim.reference.decoding import Generation, Round, Twin, decode
 from sim.reference.gguf_tokenizer import read_gguf_tokenizer
 from sim.reference.sampling import Sampler
 from sim.reference.tokenizer import read_tokenizer
 from sim.reference.transformer import Transformer
 from sim.reference.twins import make
 
+TREES = ("tree", "retrieval")  # whose drafts are no chain: several are rejected at once
 Status = Literal["accepted", "rejected", "own"]
 STYLES: dict[Status, str] = {"accepted": "green", "rejected": "red strike", "own": "blue"}
 BRACKETS: dict[Status, tuple[str, str]] = {"accepted": ("[", "]"), "rejected": ("<", ">"), "own": ("", "")}
@@ -93,16 +94,18 @@ def run(
     options: Mapping[str, object] | None = None,
     seed: int = 0,
     codec: Codec | None = None,
+    twin: Twin | None = None,
 ) -> Transcript:
     """Decode one prompt with a real model.
 
     ``options``: ``new_tokens`` (48), ``temperature``, ``top_k``, ``top_p``, ``exact``; any other key is an option of
-    the policy's twin. A name or path brings its tokenizer; a model object needs ``codec``. An empty prompt starts from
-    ``<|endoftext|>``. Raises ValueError for unknown models, policies or options.
+    the policy's twin, which a ``twin`` that is ready has already. A name or path brings its tokenizer; a model object
+    needs ``codec``. An empty prompt starts from ``<|endoftext|>``. Raises ValueError for unknown models, policies or
+    options.
     """
     given = dict(options or {})
     own = {key: given.pop(key) for key in RUN_OPTIONS if key in given}
-    twin = make(policy, given)
+    twin = make(policy, given) if twin is None else twin
     new_tokens = own.pop("new_tokens", 48)
     if isinstance(new_tokens, bool) or not isinstance(new_tokens, int):
         raise ValueError(f"new_tokens: {new_tokens!r} is not allowed; allowed: an integer >= 1")
@@ -129,13 +132,17 @@ def codec_of(model: str | Path | Transformer) -> Codec:
 
 def transcribe(generation: Generation, codec: Codec, model: str = "", policy: str = "", prompt: str = "") -> Transcript:
     """Put words to a generation."""
-    lines = tuple(tuple(_pieces(r, codec)) for r in generation.rounds)
+    lines = tuple(tuple(_pieces(r, codec, policy in TREES)) for r in generation.rounds)
     return Transcript(model, policy, prompt, lines, codec.decode(generation.tokens), generation)
 
 
-def _pieces(r: Round, codec: Codec) -> Iterable[Piece]:
-    """Kept drafts, the first rejected draft (later ones were never judged), the target's own token."""
-    rejected = r.drafted[r.accepted : r.accepted + 1] if r.own else ()
+def _pieces(r: Round, codec: Codec, tree: bool) -> Iterable[Piece]:
+    """Kept drafts, the first rejected draft of a chain (later ones were never judged), the target's own token.
+
+    A draft that stays without being judged (the secondary of a plan) is nobody's rejection.
+    """
+    judged = bool(r.own) and not tree and r.drafted[r.accepted : r.accepted + 1] != r.own[:1]
+    rejected = r.drafted[r.accepted : r.accepted + 1] if judged else ()
     for status, tokens in (("accepted", r.emitted[: r.accepted]), ("rejected", rejected), ("own", r.own)):
         for token in tokens:
             yield Piece(codec.decode([token]), int(token), status)  # type: ignore[arg-type]  # a literal above

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 
+from sim.analytic.hardware import Device
 from sim.analytic.model import Ffn, ModelShape
 from sim.analytic.ops import ops
 from sim.analytic.precision import Precision
+from sim.analytic.rewrite import apply, bound
 from sim.analytic.work import Work, pairs_of, reads_of
+from sim.build import load_device
 from sim.policies import Chunk, Chunks, Future, Policy, Windows
 from sim.reference.decoding import Generation
 from sim.reference.meter import Meter
@@ -52,15 +56,23 @@ class Watched(Transformer):
 
 
 def simulated(
-    shape: ModelShape, works: Iterable[Work], prefix: str = "", visits: Mapping[int, int] | None = None
+    shape: ModelShape,
+    works: Iterable[Work],
+    prefix: str = "",
+    visits: Mapping[int, int] | None = None,
+    variants: Sequence[Any] = (),
 ) -> Tally:
     """What the simulator counts for passes in float32 with scores written out, as the witness computes.
 
-    ``visits``: experts visited by layer, summed over the passes; the expected number where not given.
+    ``visits``: experts visited by layer, summed over the passes; the expected number where not given. ``variants`` of
+    the model; a device, where one of them asks for it, decides no count that is compared. Passes over nothing are none.
     """
+    shape, precision = apply(variants, "reshape", shape), apply(variants, "reformat", FP32)
+    there = bound(variants, shape, precision, any_device()) if variants else ()
     tally: Tally = {kind: Counter() for kind in KINDS}
     for work in works:
-        for op in ops(shape, FP32, work, attention="standard"):
+        done = ops(shape, precision, work, attention="standard") if _runs(work) else []
+        for op in apply(there, "rewrite", done, work) if done else ():
             given = visits is not None and op.name in ("moe.up", "moe.down")
             weights = 0 if given else op.weight_bytes
             values = (op.flops, weights, op.kv_read_bytes + op.kv_write_bytes, op.activation_bytes)
@@ -71,6 +83,16 @@ def simulated(
         for part in ("up", "down"):
             tally["bytes_weights"][f"{prefix}moe.{part}"] += 4 * count * numbers[f"mlp.{part}"]
     return tally
+
+
+@cache
+def any_device() -> Device:
+    """A device for variants that want to know one."""
+    return load_device("a100-sxm-80gb")
+
+
+def _runs(work: Work) -> bool:
+    return bool(np.any(work.tokens) or np.any(work.logit_rows) or np.any(work.encoder_tokens))
 
 
 def measured(meter: Meter) -> Tally:
@@ -103,18 +125,22 @@ def ragged(news: Sequence[int], cached: Sequence[int], windows: Windows, logit_r
 
 
 def decoded(
-    policy: Policy, generations: Sequence[Generation], windows: tuple[Windows, ...]
+    policy: Policy,
+    generations: Sequence[Generation],
+    windows: tuple[Windows, ...],
+    futures: Sequence[Future] | None = None,
 ) -> Iterator[tuple[int, Work]]:
     """(model, work) of every pass that the policy says was run to decode these texts in one batch, prefill first.
 
-    The futures are those that really happened; everything else is the policy's own.
+    The futures are those that really happened (``futures``, or what the texts' rounds say); all else is the policy's.
     """
     prompts = [len(g.prompt) for g in generations]
     for one in policy.passes(0, None, Chunks([Chunk(0, n, True) for n in prompts]), windows):
         yield one.model, one.work
+    courses = [happened(g) for g in generations] if futures is None else futures
     rows = [
-        np.array(policy.rows(happened(g), n, windows)) if g.rounds[1:] else np.zeros((policy.channels(windows), 0), int)
-        for g, n in zip(generations, prompts, strict=True)
+        np.array(policy.rows(f, n, windows)) if len(f.gains) else np.zeros((policy.channels(windows), 0), int)
+        for f, n in zip(courses, prompts, strict=True)
     ]
     for at in range(max(r.shape[1] for r in rows)):
         active = [r[:, at] for r in rows if at < r.shape[1]]

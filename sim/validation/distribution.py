@@ -1,32 +1,33 @@
-"""Distribution: greedy speculative output is the target's own, sampled output has the target's exact distribution."""
+"""Distribution: greedy output is the target's own, sampled output has its exact distribution; what lossy ones lose."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Sequence
 from math import erfc, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.reference.decoding import Tokens, decode
+from sim.reference.decoding import Generation, Tokens, Twin, decode
 from sim.reference.sampling import Floats, Sampler
 from sim.reference.transformer import Transformer
-from sim.reference.twins import autoregressive, speculative
-from sim.validation.models import named
+from sim.reference.twins import autoregressive
+from sim.validation import losses
+from sim.validation.policies import tiny, tiny_secondary, trained
 from sim.validation.row import Row
 from sim.validation.stand_in import dense, stand_in
-from sim.validation.tokens import held_out
+from sim.validation.texts import held_out
 
 GREEDY = Sampler(temperature=0)
 PROMPT = np.array([1, 3, 0, 2, 2])
 LIKELIEST = 1e-3  # a chi-square rarer than this fails
 
 
-def identical_share(target: Transformer, draft: Transformer, prompts: list[Tokens], tokens: int, gamma: int) -> float:
-    """Share of greedy speculative tokens that equal the target's own greedy output; 1 for exact models."""
-    plain = decode(autoregressive.Twin(), target, prompts, tokens, sampler=GREEDY)
-    fast = decode(speculative.Twin(draft, gamma), target, prompts, tokens, sampler=GREEDY)
-    return float(np.mean([a.tokens[i] == b.tokens[i] for a, b in zip(plain, fast, strict=True) for i in range(tokens)]))
+def equal_share(plain: Sequence[Generation], fast: Sequence[Generation]) -> float:
+    """Share of tokens that two ways of decoding have in common, place by place."""
+    same = [a.tokens[i] == b.tokens[i] for a, b in zip(plain, fast, strict=True) for i in range(len(a.tokens))]
+    return float(np.mean(same))
 
 
 def continuations(model: Transformer, prompt: Tokens, tokens: int) -> Floats:
@@ -39,11 +40,9 @@ def continuations(model: Transformer, prompt: Tokens, tokens: int) -> Floats:
     return np.asarray(np.take_along_axis(p, paths[..., None], axis=2)[..., 0].prod(axis=1))
 
 
-def sampled(
-    target: Transformer, draft: Transformer, gamma: int, prompt: Tokens, tokens: int, draws: int, seed: int
-) -> NDArray[np.int64]:
-    """How often each continuation came out of ``draws`` independent speculative runs, in counting order, [V^tokens]."""
-    runs = decode(speculative.Twin(draft, gamma), target, [prompt] * draws, tokens, seed=seed)
+def sampled(twin: Twin, target: Transformer, prompt: Tokens, tokens: int, draws: int, seed: int) -> NDArray[np.int64]:
+    """How often each continuation came out of ``draws`` independent runs of a twin, in counting order, [V^tokens]."""
+    runs = decode(twin, target, [prompt] * draws, tokens, seed=seed)
     vocab = target.shape.vocab
     digits = np.array([run.tokens for run in runs]) @ vocab ** np.arange(tokens - 1, -1, -1)
     return np.bincount(digits, minlength=vocab**tokens)
@@ -81,16 +80,28 @@ def tiny_pair(seed: int = 0) -> tuple[Transformer, Transformer]:
     return target, stand_in(dense(8, 1, 2, 1, 16, 4), seed + 1)
 
 
-def compare(prompts: int = 24, tokens: int = 16, draws: int = 4000, seed: int = 0) -> list[Row]:
-    """Greedy identity on the trained pair; chi-square of all four-token continuations of a tiny pair, by gamma."""
-    share = identical_share(named("primary", True), named("drafter", True), held_out("a", prompts), tokens, gamma=4)
-    what = f"share of {prompts * tokens} greedy tokens equal to the target's"
-    rows = [Row("distribution", what, 1.0, share, 1 - share, 0.0)]
+def compare(prompts: int = 16, tokens: int = 16, draws: int = 4000, seed: int = 0) -> list[Row]:
+    """Greedy identity on trained models, chi-square of all short continuations of tiny ones, what lossy ones lose."""
+    return [*greedy_rows(prompts, tokens), *sampled_rows(draws, seed), *losses.compare()]
+
+
+def greedy_rows(prompts: int, tokens: int) -> Iterator[Row]:
+    """Every lossless policy on the family: not one token differs from the target's own."""
+    texts, plain = held_out("a", prompts), {}
+    for case in (c for c in trained(exact=True) if c.lossless and c.name != "autoregressive"):
+        key = id(case.target)
+        if key not in plain:
+            plain[key] = decode(autoregressive.Twin(), case.target, texts, tokens, sampler=GREEDY)
+        share = equal_share(plain[key], decode(case.twin, case.target, texts, tokens, sampler=GREEDY))
+        what = f"{case.name}: share of {prompts * tokens} greedy tokens equal to the target's, {case.about}"
+        yield Row("distribution", what, 1.0, share, 1 - share, 0.0)
+
+
+def sampled_rows(draws: int, seed: int = 0) -> Iterator[Row]:
+    """Every policy that samples without loss, over four tokens: untrained models suffice."""
     target, draft = tiny_pair(seed)
     exact = continuations(target, PROMPT, 4)
-    for gamma in (1, 3):
-        counts = sampled(target, draft, gamma, PROMPT, 4, draws, seed + gamma)
-        statistic, freedom = chi_square(counts, exact)
-        what = f"chi-square of {draws} sampled continuations, gamma {gamma}"
-        rows.append(Row("distribution", what, freedom, statistic, statistic / freedom - 1, critical_share(freedom)))
-    return rows
+    for number, case in enumerate(tiny(target, draft, tiny_secondary(target))):
+        statistic, freedom = chi_square(sampled(case.twin, target, PROMPT, 4, draws, seed + number), exact)
+        what = f"{case.name}: chi-square of {draws} sampled continuations, untrained, {case.about}"
+        yield Row("distribution", what, freedom, statistic, statistic / freedom - 1, critical_share(freedom))

@@ -21,6 +21,12 @@ class Row:
     threshold: float
 
     @property
+    def subject(self) -> str:
+        """The policy or variant that the row is about, empty for seconds: what stands before the colon."""
+        name, colon, _ = self.quantity.partition(": ")
+        return name if colon else ""
+
+    @property
     def passed(self) -> bool:
         """Whether the error is a number within the threshold."""
         return isfinite(self.error) and abs(self.error) <= self.threshold

@@ -43,6 +43,19 @@ def dense(
     return ModelShape(f"d{d}-l{layers}", d, vocab, (Layer(block, Ffn(width)),) * layers)
 
 
+def with_encoder(shape: ModelShape, buckets: int, seed: int = 0) -> dict[str, Any]:
+    """Gaussian weights of an encoder-decoder whose positions are relative, as T5's are: so many ``buckets``."""
+    draw = _Draw(shape, stream(seed, "stand-in"))
+    weights: dict[str, Any] = {"embed": draw.normal(shape.vocab, shape.d_model)}
+    weights["logits"] = draw.matrix(shape.d_model, shape.vocab)
+    for prefix, layers in (("", shape.layers), ("encoder.", shape.encoder)):
+        weights |= draw.norm(f"{prefix}norm.final")
+        weights[f"{prefix}relative"] = draw.normal(buckets, layers[0].attention.heads)
+        for i, layer in enumerate(layers):
+            weights |= draw.layer(f"{prefix}layers.{i}.", layer)
+    return weights
+
+
 class _Draw:
     """Weights of one shape from one stream."""
 
@@ -73,7 +86,18 @@ class _Draw:
             **self._with_bias(f"{key}attn.qkv", d, queries + kv, kind.qkv_bias),
             **self._with_bias(f"{key}attn.out", values, d, kind.out_bias),
             **{f"{key}attn.{n}_norm": np.ones(kind.qk_norm, np.float32) for n in "qk" if kind.qk_norm},
+            **(self.across(key, layer.cross) if layer.cross else {}),
             **self.feed_forward(key, layer.ffn),
+        }
+
+    def across(self, key: str, kind: Attention) -> dict[str, Array]:
+        d, queries, values = self.shape.d_model, kind.heads * kind.head_dim, kind.heads * kind.value_dim
+        kv = kind.kv_heads * (kind.head_dim + kind.value_dim)
+        return {
+            **self.norm(f"{key}norm.cross"),
+            f"{key}cross.q": self.matrix(d, queries),
+            f"{key}cross.kv": self.matrix(d, kv),
+            f"{key}cross.out": self.matrix(values, d),
         }
 
     def feed_forward(self, key: str, ffn: Ffn) -> dict[str, Array]:

@@ -15,27 +15,20 @@ from typing import Any
 import numpy as np
 
 from sim.policies.speculative import Speculative
-from sim.reference.acceptance import betas_of, prompts_of, tokens_per_round
-from sim.reference.checkpoint import SHIPPED
+from sim.reference.acceptance import betas_of, tokens_per_round
 from sim.reference.decoding import Tokens, decode
 from sim.reference.replay import mean_beta, survival_interval
 from sim.reference.sampling import Floats, Sampler
-from sim.reference.tokenizer import read_tokenizer
-from sim.reference.training.corpus import split_corpus
 from sim.reference.transformer import Transformer
 from sim.reference.twins import autoregressive, speculative
 from sim.serving.luck import Luck
 from sim.validation.models import named
 from sim.validation.row import Row
+from sim.validation.texts import held_out
+
+__all__ = ["Gained", "Plan", "acceptances", "compare", "gained", "held_out", "measure_betas", "write_betas"]
 
 FUTURES = 2000
-
-
-def held_out(part: str, count: int, tokens: int = 32) -> list[Tokens]:
-    """``count`` prompts of ``tokens`` tokens spread over held-out text ``"a"`` or ``"b"`` of the shipped novels."""
-    split = split_corpus()
-    text = "".join(split.held_out_a if part == "a" else split.held_out_b)
-    return prompts_of(read_tokenizer(SHIPPED / "tokenizer.json").encode(text), count, tokens)
 
 
 def measure_betas(
@@ -67,7 +60,7 @@ class Gained:
     high: float
 
 
-def gained(policy: Speculative, remaining: int, futures: int = FUTURES, seed: int = 0) -> Gained:
+def gained(policy: Any, remaining: int, futures: int = FUTURES, seed: int = 0) -> Gained:
     """Draw ``futures`` sequences of ``remaining`` tokens as a run of the simulator would.
 
     The mean counts rounds that could keep every draft, as :func:`sim.reference.acceptance.tokens_per_round` does; the
@@ -76,8 +69,8 @@ def gained(policy: Speculative, remaining: int, futures: int = FUTURES, seed: in
     luck, sums, ratios = Luck(seed), np.zeros(2), []
     for request in range(futures):
         future = policy.future(luck.of(request), 0, remaining)
-        whole = future.offsets + policy.gamma + 1 <= remaining
-        sums += whole.sum(), (future.kept[whole] + 1).sum()
+        whole = future.offsets + policy.tokens_per_round <= remaining
+        sums += whole.sum(), future.gains[whole].sum()
         ratios.append(remaining / len(future.gains))
     low, high = np.quantile(ratios, [0.025, 0.975])
     mean = sums[1] / sums[0] if sums[0] else float(np.mean(ratios))
@@ -129,5 +122,5 @@ def _rows(
     for kind in plan.kinds:
         policy = Speculative(plan.draft, gamma, acceptances(betas, gamma)[kind])
         mean = gained(policy, plan.tokens - 1, seed=plan.seed).mean
-        what = f"tokens a round, {plan.target} <- {plan.draft}, gamma {gamma}, {kind} acceptance"
+        what = f"speculative: tokens a round, {plan.target} <- {plan.draft}, gamma {gamma}, {kind} acceptance"
         yield Row("tokens", what, mean, measured.mean, mean / measured.mean - 1, half / measured.mean)

@@ -88,17 +88,17 @@ class ContextualSparsity:
         """The shape as it is. Raises ValueError where it does not apply."""
         if not shape.layers:
             raise ValueError(f"{KEY}: {shape.name} has no decoder")
+        self._check_heads(shape)
         for layer in shape.layers:
             if self.mlp is not None and layer.ffn.experts:
                 raise ValueError(f"{KEY}.neurons: {shape.name} has experts, which are chosen already")
-            if self.attention is not None and layer.attention.latent is not None:
-                raise ValueError(f"{KEY}.heads: {shape.name} caches latents that all heads share")
             self._check_fits("neurons", self.mlp, layer.ffn.width, shape.d_model)
             self._check_fits("heads", self.attention, layer.attention.kv_heads, shape.d_model)
         return shape
 
     def bound(self, shape: ModelShape, precision: Precision, device: Device | None = None) -> Bound:
-        """What knows the part of the shape that one device computes."""
+        """What knows the part of the shape that one device computes. Raises ValueError where keys became latents."""
+        self._check_heads(shape)
         return Bound(self, shape, precision)
 
     @property
@@ -110,6 +110,10 @@ class ContextualSparsity:
         if said is None:
             return None
         return Phases(said, said, self.rank, None, overlap=overlap, dense_rows=self.dense_rows)
+
+    def _check_heads(self, shape: ModelShape) -> None:
+        if self.attention is not None and any(layer.attention.latent is not None for layer in shape.layers):
+            raise ValueError(f"{KEY}.heads: {shape.name} caches latents that all heads share")
 
     @staticmethod
     def _check_fits(option: str, phases: Phases | None, total: int, inputs: int) -> None:
@@ -148,6 +152,8 @@ class Bound:
         """Predictors, products and attention of what they name. Raises ValueError beside HiRE's FFN, or for shards."""
         if self.said.mlp is not None and any(op.name == "mlp.approx" for op in ops):
             raise ValueError(f"{KEY}.neurons: variants.hire.ffn chooses neurons already; leave one of them out")
+        if any(".predict" in op.name for op in ops):
+            raise ValueError(f"{KEY}: contextual_sparsity is listed twice; leave one of them out")
         gathered.check_shards(KEY, self.said.shards, ops)
         by_tag: dict[str, list[Op]] = {}
         for op in ops:

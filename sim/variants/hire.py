@@ -77,7 +77,9 @@ class Hire:
         return shape if self.attention is None else self._with_kinds(shape, self.attention)
 
     def bound(self, shape: ModelShape, precision: Precision, device: Device | None = None) -> Bound:
-        """What knows the part of the shape that one device computes."""
+        """What knows the part of the shape that one device computes. Raises ValueError where keys became latents."""
+        if self.attention is not None:
+            self._check_keys(shape)
         return Bound(self, shape, precision)
 
     @property
@@ -92,10 +94,14 @@ class Hire:
         lost = 100 * (BASE_ACCURACY - after) / BASE_ACCURACY
         return Quality(round(lost, 3), DECK.format(BASE_ACCURACY, after), "arXiv 2402.09360")
 
-    def _with_kinds(self, shape: ModelShape, reach: Reach) -> ModelShape:
-        blocks = [layer.attention for layer in shape.layers]
-        if any(block.latent is not None for block in blocks):
+    @staticmethod
+    def _check_keys(shape: ModelShape) -> None:
+        if any(layer.attention.latent is not None for layer in shape.layers):
             raise ValueError(f"{KEY}.attention: {shape.name} caches latents, not keys to choose from")
+
+    def _with_kinds(self, shape: ModelShape, reach: Reach) -> ModelShape:
+        self._check_keys(shape)
+        blocks = [layer.attention for layer in shape.layers]
         if all(block.window is not None for block in blocks):
             raise ValueError(f"{KEY}.attention: every layer of {shape.name} has a window; there is nothing to choose")
         more = tuple(k + 1 for _, k in reach.steps if k + 1 not in shape.extra_windows)

@@ -34,7 +34,7 @@ NO_ROLLBACK = "rejected drafts have evicted tokens and added to scores by then; 
 # Every policy that verifies drafts; tests/test_variant_kv_eviction.py holds the list complete.
 VERIFYING = (
     "adaptive", "bigram", "bild", "blockwise", "input_copy", "load_adaptive", "ngram", "retrieval", "speculative",
-    "tandem", "tree",
+    "tandem", "text_editing", "tree",
 )  # fmt: skip
 
 

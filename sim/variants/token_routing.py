@@ -68,7 +68,9 @@ class TokenRouting:
         return replace(shape, extra=(*shape.extra, ("mlp.router", routers)))
 
     def rewrite(self, ops: list[Op], work: Work) -> list[Op]:
-        """Feed-forward ops band by band, summed, and the routers."""
+        """Feed-forward ops band by band, summed, and the routers. Raises ValueError where there are routers already."""
+        if any(op.name.endswith("mlp.router") for op in ops):
+            raise ValueError(f"{KEY}: token_routing is listed twice; leave one of them out")
         return [new for op in ops for new in self._routed(op)]
 
     @property
