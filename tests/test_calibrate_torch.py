@@ -19,6 +19,8 @@ from sim.calibration.timing import Stopwatch
 from sim.cli import app, main
 from sim.validation.stand_in import dense, stand_in
 
+pytestmark = pytest.mark.parity  # needs what only .ci/run installs
+
 SMALL = ("fit-96", "fit-192", "test-256")
 
 

