@@ -62,6 +62,11 @@ def survival_vector(spec: Any, gamma: int, key: str = "policy.acceptance", kinds
     return vector
 
 
+def kept_under(survival: NDArray[np.float64], coins: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Drafts kept in each round: how many places survive its uniform; ``survival`` not increasing, shape of coins."""
+    return np.searchsorted(-survival, -coins, side="left")
+
+
 def _iid(spec: Mapping[str, Any], gamma: int, key: str) -> Vector:
     return np.cumprod(np.full(gamma, probability(spec["alpha"], f"{key}.alpha")))
 

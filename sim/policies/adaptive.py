@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sim.policies import Draws, Future, IntArray, Model, Pass, Prompts, Totals, Windows
 from sim.policies.checks import probability, whole
-from sim.policies.drafting import model_of
+from sim.policies.drafting import model_of, shares_kv
 from sim.policies.guided import Guided
 from sim.policies.predicted import Rule, Stopping, stopping
 from sim.policies.ragged import Course, Ragged
@@ -124,7 +124,7 @@ class Adaptive:
     @property
     def shares_kv(self) -> bool:
         """Whether the draft works on the target's cache."""
-        return any(isinstance(draft, Model) and not draft.own_kv for draft in self.drafts)
+        return shares_kv(self.drafts)
 
     @cached_property
     def ragged(self) -> Ragged:

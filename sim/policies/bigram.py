@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.policies import Draws, Future, IntArray, Pass, Prompts, Totals, Windows, one_pass
-from sim.policies.acceptance import SAME, survival_vector
+from sim.policies.acceptance import SAME, kept_under, survival_vector
 from sim.policies.checks import number, whole
 
 PUBLISHED = {1: 0.08, 2: 0.20}
@@ -69,18 +69,10 @@ class Bigram:
 
     def future(self, draws: Draws, start: int, remaining: int) -> Future:
         """One uniform a round against the survival vector; the last gain is clipped to what is left."""
-        if start == 0:
-            tile, row, rounds = draws.from_tile("acceptance", self._kept)
-            if rounds + int(tile[row].sum()) >= remaining:
-                return one_pass.clipped(tile[row], np.full_like(tile[row], self.gamma), remaining)
-        return one_pass.walked(lambda count: self._first(draws, count), start, remaining, self.expected_tokens)
-
-    def _first(self, draws: Draws, count: int) -> tuple[IntArray, IntArray]:
-        kept = self._kept(draws.uniforms("acceptance", 0, count))
-        return kept, np.full_like(kept, self.gamma)
+        return one_pass.steady(draws, self._kept, self.gamma, start, remaining, self.expected_tokens)
 
     def _kept(self, u: NDArray[np.float64]) -> IntArray:
-        return np.searchsorted(-self.survival, -u, side="left")
+        return kept_under(self.survival, u)
 
     def channels(self, windows: tuple[Windows, ...]) -> int:
         """Drafted tokens, then reads and pairs by attention kind."""

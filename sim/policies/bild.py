@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.policies import Draws, Future, IntArray, Model, Pass, Prompts, Totals, Windows, one_pass
-from sim.policies.acceptance import SAME, survival_vector
+from sim.policies.acceptance import SAME, kept_under, survival_vector
 from sim.policies.checks import whole
 from sim.policies.drafting import model_of
 from sim.policies.ragged import Ragged
@@ -106,10 +106,10 @@ class Bild:
         return np.minimum(self._stands(draws.uniforms("acceptance", 0, count)), written), written
 
     def _written(self, u: NDArray[np.float64]) -> IntArray:
-        return np.searchsorted(-self.written, -u, side="left")
+        return kept_under(self.written, u)
 
     def _stands(self, u: NDArray[np.float64]) -> IntArray:
-        return np.searchsorted(-self.survival, -u, side="left")
+        return kept_under(self.survival, u)
 
     def channels(self, windows: tuple[Windows, ...]) -> int:
         """See sim/policies/ragged.py."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sim.plugin import suggest
@@ -35,3 +35,8 @@ def model_of(said: Any, key: str = "policy.draft") -> str | Model:
     if kv == "shared" and name is not None:
         raise ValueError(f"{key}.kv: {name} is another model, whose keys and values are not the target's; must be own")
     return Model(name, tuple(variants), kv == "own")
+
+
+def shares_kv(drafts: Iterable[str | Model]) -> bool:
+    """Whether a draft works on the target's cache: it reads no prompts, and has never anything to catch up."""
+    return any(isinstance(draft, Model) and not draft.own_kv for draft in drafts)

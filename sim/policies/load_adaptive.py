@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.policies import Draws, Future, IntArray, Model, Pass, Prompts, Totals, Windows
-from sim.policies.acceptance import SAME, survival_vector
+from sim.policies.acceptance import SAME, kept_under, survival_vector
 from sim.policies.checks import number, whole
-from sim.policies.drafting import model_of
+from sim.policies.drafting import model_of, shares_kv
 from sim.policies.ragged import Course, Ragged
 from workloads.errors import shown
 
@@ -137,7 +137,7 @@ class LoadAdaptive:
         return tuple(_Builder(self, tier.gamma).course for tier in self.ladder)
 
     def _course(self, u: NDArray[np.float64], gamma: int) -> Course:
-        kept = np.minimum(np.searchsorted(-self.survival, -u, side="left"), gamma)
+        kept = np.minimum(kept_under(self.survival, u), gamma)
         drafted = np.full_like(kept, gamma)
         return Course.of(kept, drafted, self.ragged.runs(drafted))
 
@@ -161,7 +161,7 @@ class LoadAdaptive:
     @property
     def shares_kv(self) -> bool:
         """Whether the draft works on the target's cache."""
-        return any(isinstance(draft, Model) and not draft.own_kv for draft in self.drafts)
+        return shares_kv(self.drafts)
 
     @cached_property
     def ragged(self) -> Ragged:

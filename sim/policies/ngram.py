@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.policies import Draws, Future, IntArray, Pass, Prompts, Totals, Windows, one_pass
-from sim.policies.acceptance import SAME, survival_vector
+from sim.policies.acceptance import SAME, kept_under, survival_vector
 from sim.policies.checks import number, probability, whole
 
 COPIED = {"kind": "beta", "mean": 0.543, "concentration": 3.0}
@@ -153,7 +153,7 @@ class Ngram:
 
     def _copied(self, u: NDArray[np.float64]) -> IntArray:
         """What a match would keep."""
-        return np.searchsorted(-self.survival, -u, side="left")
+        return kept_under(self.survival, u)
 
     def _risen(self, draws: Draws, count: int) -> tuple[IntArray, IntArray]:
         """(kept, drafted) of the sequence's first ``count`` rounds, where the past matters."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from sim.analytic.work import Work, pairs_of, reads_of
-from sim.policies import NO_PROMPTS, Future, IntArray, Pass, Prompts, Totals, Windows
+import numpy as np
 
-__all__ = ["channels", "clipped", "passes", "rows", "walked"]
+from sim.analytic.work import Work, pairs_of, reads_of
+from sim.policies import NO_PROMPTS, Draws, Future, IntArray, Pass, Prompts, Totals, Windows
+
+__all__ = ["channels", "clipped", "passes", "rows", "steady", "walked"]
 
 
 def clipped(kept: IntArray, drafted: IntArray, remaining: int) -> Future:
@@ -41,6 +43,22 @@ def walked(
         if count + kept.sum() >= remaining:
             return clipped(kept, drafted, remaining)
         count = min(2 * count, remaining)
+
+
+def steady(
+    draws: Draws, kept_by: Callable[[Any], IntArray], gamma: int, start: int, remaining: int, tokens_per_round: float
+) -> Future:
+    """The future of rounds that draft ``gamma`` tokens each and keep what ``kept_by`` makes of one uniform a round."""
+    if start == 0:
+        tile, row, rounds = draws.from_tile("acceptance", kept_by)
+        if rounds + int(tile[row].sum()) >= remaining:
+            return clipped(tile[row], np.full_like(tile[row], gamma), remaining)
+
+    def first(count: int) -> tuple[IntArray, IntArray]:
+        kept = kept_by(draws.uniforms("acceptance", 0, count))
+        return kept, np.full_like(kept, gamma)
+
+    return walked(first, start, remaining, tokens_per_round)
 
 
 def channels(windows: tuple[Windows, ...]) -> int:

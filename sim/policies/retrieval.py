@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sim.analytic.work import reads_of
 from sim.policies import Draws, Future, IntArray, Pass, Prompts, Totals, Windows, one_pass
-from sim.policies.acceptance import SAME, survival_vector
+from sim.policies.acceptance import SAME, kept_under, survival_vector
 from sim.policies.checks import number, probability, whole
 
 HELD: tuple[float, ...] = (0.62, 0.40, 0.25, 0.16, 0.09, 0.06, 0.04, 0.02, 0.01, 0.0)
@@ -104,7 +104,7 @@ class Retrieval:
         return (u < self.match).astype(np.int64)
 
     def _branch(self, u: NDArray[np.float64]) -> IntArray:
-        return np.searchsorted(-self.survival, -u, side="left")
+        return kept_under(self.survival, u)
 
     def channels(self, windows: tuple[Windows, ...]) -> int:
         """Drafted tokens, then reads and pairs by attention kind."""

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from sim.analytic.work import Work, pairs_of, reads_of
 from sim.policies import NO_PROMPTS, Draws, Future, IntArray, Model, Pass, Prompts, Totals, Windows
-from sim.policies.acceptance import Walk, at_lenience, by_context, survival_vector, walk
+from sim.policies.acceptance import Walk, at_lenience, by_context, kept_under, survival_vector, walk
 from sim.policies.by_context import ByContext
 from sim.policies.checks import number, whole
-from sim.policies.drafting import model_of
+from sim.policies.drafting import model_of, shares_kv
 from sim.quality import LOSSLESS, Quality
 
 LENIENT = Quality(
@@ -107,7 +107,7 @@ class Speculative:
     @cached_property
     def shares_kv(self) -> bool:
         """The draft works on the target's cache: it reads no prompts, and has never anything to catch up."""
-        return any(isinstance(draft, Model) and not draft.own_kv for draft in self.drafts)
+        return shares_kv(self.drafts)
 
     @property
     def expected_tokens(self) -> float:
@@ -131,7 +131,7 @@ class Speculative:
 
     def _course(self, u: NDArray[np.float64]) -> _Course:
         """What every round would keep and gain, and the running total; shapes [requests, rounds] like the draws."""
-        kept = np.searchsorted(-self.survival, -u, side="left")
+        kept = kept_under(self.survival, u)
         gains = kept + 1
         total = gains.cumsum(axis=1)
         return _Course(kept, gains, total, total - gains, self._behind(kept), np.full_like(kept, self.gamma))

@@ -17,12 +17,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sim.analytic.work import Work, reads_of
-from sim.policies import NO_PROMPTS, Draws, Future, IntArray, Model, Pass, Prompts, Totals, Windows, zeros
+from sim.policies import Draws, Future, IntArray, Model, Pass, Prompts, Totals, Windows, zeros
+from sim.policies.autoregressive import Autoregressive
 from sim.policies.checks import number
 from sim.policies.edit_heads import EditHeads
 from sim.quality import Quality
 from workloads.errors import shown
 
+PLAIN = Autoregressive()
 EDITED = Quality(None, "comparable to T5 with much training data, better with little", "arXiv 2205.12209, abstract")
 
 
@@ -102,10 +104,6 @@ class TextEditing:
         self, seats: Any, totals: Totals | None, prompts: Prompts | None, windows: tuple[Windows, ...]
     ) -> Iterable[Pass]:
         """A decoder step; prompts are read by the heads too, after the encoder (sim/policies/encoded.py)."""
-        part = prompts.part(windows[0]) if prompts else NO_PROMPTS
-        reads = pairs = None
-        if totals is not None:
-            reads, pairs = tuple(totals), tuple(r + seats for r in totals)
-        yield Pass(0, Work(part.tokens + seats, part.rows + seats, pairs, reads, part.pairs, part.reads, part.tokens))
+        yield from PLAIN.passes(seats, totals, prompts, windows)
         if prompts:
-            yield Pass(1, Work(0, 0, encoder_tokens=part.tokens))
+            yield Pass(1, Work(0, 0, encoder_tokens=prompts.part(windows[0]).tokens))

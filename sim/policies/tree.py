@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sim.analytic.work import Work
 from sim.plugin import suggest
 from sim.policies import NO_PROMPTS, Draws, Future, IntArray, Model, Pass, Prompts, Totals, Windows
-from sim.policies.acceptance import SAME, by_context, survival_vector
+from sim.policies.acceptance import SAME, by_context, kept_under, survival_vector
 from sim.policies.by_context import ByContext
 from sim.policies.checks import number
 from sim.policies.one_pass import clipped, walked
@@ -185,7 +185,7 @@ class Tree:
 
     def _course(self, u: NDArray[np.float64]) -> _Course:
         """What every round would keep, and the running total of gains; shapes [requests, rounds] like the draws."""
-        kept = np.searchsorted(-self.survival, -u, side="left")
+        kept = kept_under(self.survival, u)
         return _Course(kept, (kept + 1).cumsum(axis=1))
 
     def _long_course(self, draws: Draws, start: int, remaining: int) -> _Course:
