@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from hardware_profiles.strict_yaml import read, value
 from sim.plain import beside, plain
@@ -130,6 +130,14 @@ class PublishedPart(_Part):
     label: Literal["given", "fit", "identity", "prediction", "known failure"] = "prediction"
 
 
+def _quality(said: Any) -> Any:
+    """One line for a union whose members pydantic would name one by one."""
+    number = isinstance(said, int | float) and not isinstance(said, bool) and 0 <= said < math.inf
+    if number or said in ("lossless", "any"):
+        return said
+    raise ValueError("must be lossless, any, or a loss in percent of at least 0")
+
+
 class Scenario(_Part):
     """One experiment. ``Scenario.load("file.yaml")``, or by keywords; ``simulate`` runs it.
 
@@ -152,7 +160,10 @@ class Scenario(_Part):
     router: Choice = "round_robin"
     workload: dict[str, Any]
     slo: SloPart = SloPart()
-    quality: Literal["lossless", "any"] | Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = "lossless"
+    quality: Annotated[
+        Literal["lossless", "any"] | Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)],
+        BeforeValidator(_quality),
+    ] = "lossless"
     published: list[PublishedPart] = Field(default_factory=list)
     warmup_s: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 0.0
     seed: Annotated[int, Field(strict=True, ge=0, lt=1 << 63)] = 0

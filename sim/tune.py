@@ -41,6 +41,12 @@ class Limits:
     memory_GB: float | None = None
     capacity_per_s: float | None = None
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for a limit that nothing could mean."""
+        for option, value in (("--memory-GB", self.memory_GB), ("--min-capacity", self.capacity_per_s)):
+            if value is not None and not 0.0 < value < float("inf"):
+                raise ValueError(f"{option}: {value!r}: must be a positive number")
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -109,6 +115,10 @@ def tune(
         raise ValueError(f"--objective: {objective!r}: must be one of {', '.join(OBJECTIVES)}")
     if scenario.pools is not None:
         raise ValueError("pools: tune costs replicas that read and write; leave pools out, or run the choices")
+    if mixes < 0 or mixes == 1:
+        raise ValueError(f"--mixes: {mixes}: must be 0 or at least 2, the smallest and the largest")
+    if check < 0:
+        raise ValueError(f"--check: {check}: must be a whole number of at least 0")
     load, known, limits = load_of(scenario), Known(scenario), limits or Limits()
     found, written = [], _candidate(known, Choice("as written", ()), load, scenario, limits)
     for choice in _choices(scenario, axes, mixes):

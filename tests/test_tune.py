@@ -164,3 +164,22 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: An
     assert json.loads(command("--json")[1])["best"]["tpot_ms"] > 0
     status, _, error = command("--objective", "fun")
     assert status == 2 and "--objective: 'fun': must be one of tpot, capacity" in error
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Limits(memory_GB=-3.0), r"^--memory-GB: -3\.0: must be a positive number$"),
+        (lambda: Limits(capacity_per_s=0.0), r"^--min-capacity: 0\.0: must be a positive number$"),
+        (lambda: tune(asked(), mixes=-3), r"^--mixes: -3: must be 0 or at least 2"),
+        (lambda: tune(asked(), check=-1), r"^--check: -1: must be a whole number of at least 0$"),
+        (
+            lambda: Scenario.parse({**asked().model_dump(), "quality": -1}, "s.yaml"),
+            r"^s\.yaml: quality: -1: must be lossless, any, or a loss in percent of at least 0$",
+        ),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(make: Any, said: str) -> None:
+    """One line with the option, its value and what is allowed."""
+    with pytest.raises(ValueError, match=said):
+        make()
