@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,8 @@ class Difference:
 @dataclass(frozen=True)
 class Comparison:
     """What ``decodesim compare`` says. ``method``: where the intervals come from; ``requests``: pairs of finished ones;
-    ``waterfall``: means over them, in milliseconds, adding up to their mean E2EL."""
+    ``waterfall``: means over them, in milliseconds, adding up to their mean E2EL. ``uncertainty``: samples, and p10,
+    p50 and p90 of each difference over hardware drawn anew (docs/uncertainty.md)."""
 
     labels: tuple[str, str]
     confidence: float
@@ -56,6 +58,7 @@ class Comparison:
     waterfall: list[Step]
     sentence: str
     notes: list[str] = field(default_factory=list)
+    uncertainty: dict[str, Any] | None = None
 
 
 def compare(pairs: Iterable[tuple[Run, Run]], labels: Sequence[str], confidence: float = 0.95) -> Comparison:

@@ -39,7 +39,8 @@ def save_comparison(comparison: Comparison, folder: str, overwrite: bool = False
 def as_table(comparison: Comparison) -> dict[str, Any]:
     """A comparison as plain values; the waterfall with its differences."""
     steps = [{**asdict(step), "difference_ms": step.difference_ms} for step in comparison.waterfall]
-    return {**asdict(comparison), "waterfall": steps}
+    plain = {name: value for name, value in asdict(comparison).items() if name != "uncertainty" or value is not None}
+    return {**plain, "waterfall": steps}
 
 
 def waterfall_figure(steps: list[Step], labels: tuple[str, str]) -> Figure:

@@ -147,7 +147,7 @@ def _completions(run: Run) -> dict[str, Floats]:
         out["joules"] = np.ma.filled(table["joules"][rows], np.nan)
     cost = run.metrics["cost"]
     if cost["usd"] is not None:
-        out["between_usd"] = between_s * (cost["usd_per_device_hour"] * cost["devices"] / 3600)
+        out["between_usd"] = between_s * (cost["usd_per_hour"] / 3600)
     return out
 
 

@@ -7,11 +7,14 @@ A replica is a process with one track of rounds, coloured by phase, and counters
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from analysis.fleet import group_of
 from analysis.frames import Run
+from sim.account import pool_places
 
 __all__ = ["TRACE_EVENTS", "trace"]
 
@@ -31,24 +34,35 @@ SHOWN = ("replica", "phase", "start_ns", "duration_ns", "n_rounds", "batch", "pr
 def trace(run: Run, most_events: int = TRACE_EVENTS) -> str:
     """The trace as JSON text with at most about ``most_events`` events: every k-th leap where there are more."""
     rounds = run.round_columns
-    replicas = sum(count for _, count in run.built.pools)
     n = len(rounds["n_rounds"])
-    step = max(1, -(-n * PER_LEAP // max(1, most_events - 2 * replicas)))
-    rows = np.arange(0, n, step)
-    events = [line for r in range(replicas) for line in _names(r)]
-    for replica, phase, start_ns, duration_ns, *rest in zip(*(rounds[n][rows].tolist() for n in SHOWN), strict=True):
+    rows = np.arange(0, n, every(run, n, most_events))
+    return drawn(run, {name: rounds[name][rows] for name in SHOWN}, n, every(run, n, most_events))
+
+
+def every(run: Run, leaps: int, most_events: int = TRACE_EVENTS) -> int:
+    """Every how manyth leap is shown."""
+    replicas = len(pool_places(run.built.pools, run.recorder))
+    return max(1, -(-leaps * PER_LEAP // max(1, most_events - 2 * replicas)))
+
+
+def drawn(run: Run, shown: Mapping[str, Any], n: int, step: int) -> str:
+    """The trace of the leaps that are shown, columns SHOWN, which are every ``step``-th of ``n``."""
+    groups = group_of(run, np.arange(len(pool_places(run.built.pools, run.recorder)))).tolist()
+    replicas = len(groups)
+    events = [line for r in range(replicas) for line in _names(r, groups[r])]
+    for replica, phase, start_ns, duration_ns, *rest in zip(*(shown[name].tolist() for name in SHOWN), strict=True):
         events.append(EVENTS.format(replica, phase, COLOURS[phase], start_ns / 1e3, duration_ns / 1e3, *rest))
-    head = json.dumps({"metadata": _about(rows, n, step), "displayTimeUnit": "ms"})[:-1]
+    head = json.dumps({"metadata": _about(len(shown["replica"]), n, step), "displayTimeUnit": "ms"})[:-1]
     return head + ', "traceEvents": [\n' + ",\n".join(events) + "\n]}\n"
 
 
-def _about(rows: NDArray[np.int64], n: int, step: int) -> dict[str, object]:
+def _about(rows: int, n: int, step: int) -> dict[str, object]:
     said = "every leap is shown" if step == 1 else f"sampled: every {step}th of {n} leaps is shown, gaps are not idle"
-    return {"source": "decodesim", "leaps": n, "leaps_shown": len(rows), "sampling": said}
+    return {"source": "decodesim", "leaps": n, "leaps_shown": rows, "sampling": said}
 
 
-def _names(replica: int) -> list[str]:
-    names = (("process_name", f"replica {replica}"), ("thread_name", "rounds"))
+def _names(replica: int, group: str) -> list[str]:
+    names = (("process_name", f"replica {replica} {group}".rstrip()), ("thread_name", "rounds"))
     return [
         json.dumps({"ph": "M", "pid": replica, "tid": 0, "name": kind, "args": {"name": name}}) for kind, name in names
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from analysis.frames import Columns, known
 
-__all__ = ["LIMITED", "judge", "kept"]
+__all__ = ["LIMITED", "judge", "judge_with", "kept"]
 
 LIMITED = ("ttft_ms", "tpot_ms", "e2el_ms")
 
@@ -30,15 +31,22 @@ def judge(requests: Columns, slo: Any) -> list[dict[str, Any]]:
     The percentile is over requests that have the metric; a request that was rejected or failed has none, and is counted
     by attainment instead. TPOT of answers of one token does not exist and is met; any other missing value is not.
     """
+
+    def value_of(name: str) -> float | None:
+        values = known(requests, name)
+        return float(np.percentile(values, slo.percentile)) if len(values) else None
+
+    return judge_with(value_of, slo)
+
+
+def judge_with(value_of: Callable[[str], float | None], slo: Any) -> list[dict[str, Any]]:
+    """The same, given each metric's value at the percentile of ``slo``; None where no request has it."""
     verdicts = []
     for name in LIMITED:
         limit = getattr(slo, name)
         if limit is None:
             continue
-        values = known(requests, name)
-        value = float(np.percentile(values, slo.percentile)) if len(values) else None
-        met = value <= limit if value is not None else name == "tpot_ms" and len(known(requests, "ttft_ms")) > 0
-        verdicts.append(
-            {"metric": name, "limit": limit, "percentile": slo.percentile, "value": value, "met": met}
-        )
+        value = value_of(name)
+        met = value <= limit if value is not None else name == "tpot_ms" and value_of("ttft_ms") is not None
+        verdicts.append({"metric": name, "limit": limit, "percentile": slo.percentile, "value": value, "met": met})
     return verdicts

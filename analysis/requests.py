@@ -7,18 +7,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.fleet import group_of, tokens_a_round
 from analysis.frames import Columns, Run, masked
+from analysis.reuse import cached_columns
 from sim.account import request_joules
 
 __all__ = ["FINISHED", "STATUS", "request_columns"]
 
 STATUS = ("finished", "rejected", "failed", "partial")  # by the recorder's number
-FINISHED = 0
+FINISHED, REJECTED = 0, 1
+REASONS = ("never", "rate", "full", "queue")  # by the gateway's number
 MS = 1e-6  # milliseconds in a nanosecond
 
 
-def request_columns(run: Run) -> Columns:
-    """Columns of ``requests.parquet`` (docs/results.md), each of shape [requests]."""
+def request_columns(run: Run, joules: Any = None) -> Columns:
+    """Columns of ``requests.parquet`` (docs/results.md), each of shape [requests]; ``joules`` by id, where known."""
     table = run.recorder.requests.frame()
     order = np.argsort(table["id"], kind="stable")
     rows = {name: np.ascontiguousarray(column[order]) for name, column in table.items()}
@@ -29,17 +32,29 @@ def request_columns(run: Run) -> Columns:
         "prompt_tokens": rows["prompt"],
         "output_tokens": rows["output"],
         "samples": rows["samples"],
-        "cached_tokens": np.zeros_like(rows["id"]),
+        **cached_columns(run, rows),
         "rounds": rows["rounds"],
         "drafted_tokens": rows["drafted"],
         "accepted_tokens": rows["accepted"],
         "preemptions": rows["preemptions"],
         "replica": rows["replica"],
-        "joules": _joules(run, rows["id"]),
+        "joules": _joules(run, rows["id"]) if joules is None else joules,
         "status": np.array(STATUS)[rows["status"]],
+        "reason": _reasons(run, rows),
+        "group": group_of(run, rows["replica"]),
+        "retries": rows["retries"],
+        "tenant": masked(rows["tenant"], rows["tenant"] < 0),
         "priority": rows["priority"],
         "session": masked(rows["session"], rows["session"] < 0),
     }
+
+
+def _reasons(run: Run, rows: dict[str, Any]) -> NDArray[np.str_]:
+    """Why a request was rejected, in the gateway's words; ``never``: no replica could ever serve it."""
+    at = np.where(rows["status"] == REJECTED, 0, -1)
+    refused = run.recorder.refused.frame()
+    at[np.searchsorted(rows["id"], refused["request"])] = refused["reason"]
+    return np.array([*REASONS, ""])[at]
 
 
 def _times(rows: dict[str, Any]) -> Columns:
@@ -64,7 +79,7 @@ def _joules(run: Run, ids: NDArray[np.int64]) -> Any:
         recorder.leaps.frame(),
         recorder.chunks.frame(),
         recorder.stays.frame(),
-        run.built.policy.tokens_per_round,
+        tokens_a_round(run),
     )
     summed = np.bincount(np.searchsorted(ids, who), joules, len(ids))
     return masked(summed, np.isnan(summed) | np.isnan(run.accounts.idle_W))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sim.analytic.work import Work
 from sim.build import Built
 from sim.law import laws_at
-from sim.speedup import COUNTED
+from sim.speedup import COUNTED, in_the_mean
 
 __all__ = ["Attends", "Round", "Step", "attends_of", "round_of"]
 
@@ -89,10 +89,10 @@ def round_of(built: Built, batch: int = 1, context: int = 1024) -> Round:
     windows = rounds.windows[: 1 + len(policy.drafts)]
     seats = np.array([batch])
     totals: Any = law.channels(context, windows)[:, None] * batch  # means: floats
-    passes = rounds.passes(seats, totals, None)
-    host_s = float(np.sum(rounds.host_s(seats, seats, rounds.layers_run(passes)))) * rounds.slots
+    passes, shares, launched = in_the_mean(rounds, seats, rounds.passes(seats, totals, None))
+    host_s = float(np.sum(rounds.host_s(seats, seats, rounds.layers_run(launched)))) * rounds.slots
     beside = rounds.beside
-    steps = tuple(_steps(built, passes, 0.0 if beside else host_s, rounds.slots))
+    steps = tuple(_steps(built, zip(passes, shares, strict=True), 0.0 if beside else host_s))
     busy_s = sum(step.seconds for step in steps)
     return Round(
         policy.name, built.device.name, batch, context, law.expected_tokens, host_s,
@@ -100,16 +100,22 @@ def round_of(built: Built, batch: int = 1, context: int = 1024) -> Round:
     )  # fmt: skip
 
 
-def _steps(built: Built, passes: Iterable[Any], start_s: float, slots: int) -> Iterator[Step]:
-    """The passes one after another, those that stand for several steps taken apart; without those that never run."""
+def _steps(built: Built, passes: Iterable[Any], start_s: float) -> Iterator[Step]:
+    """The passes one after another, those that stand for several steps taken apart; without those that never run.
+
+    ``passes``: each with the share of rounds that run it (None: all), by which its seconds and bytes are weighed.
+    """
     rounds = built.setup.rounds
     numbers: dict[str, int] = {}
-    for one in passes:
+    for one, share in passes:
         cost = rounds.costs[one.model]
         seconds, causes, counts = (_mean(ask, one.work) for ask in (_named(cost.seconds), cost.causes, cost.counts))
         tokens = np.atleast_1d(np.squeeze(np.asarray(one.work.tokens + 0.0 * seconds["seconds"]), axis=-1))
         rows = np.atleast_1d(np.squeeze(np.asarray(one.work.logit_rows + 0.0 * seconds["seconds"]), axis=-1))
+        weights = np.broadcast_to(1.0 if share is None else np.asarray(share)[..., 0], tokens.shape)
         for number, count in enumerate(tokens):
+            times = float(weights[number])
+            slots = rounds.slots * times
             if not count and not rows[number]:
                 continue
             role = _role(built, one)
@@ -117,7 +123,7 @@ def _steps(built: Built, passes: Iterable[Any], start_s: float, slots: int) -> I
             taken = _at(seconds["seconds"], number) * slots
             yield Step(
                 f"{role} {numbers[role]}" if role == "draft" else role,
-                f"{_lane(role)}: {cost.shape.name}", float(count or rows[number]), start_s, taken,
+                f"{_lane(role)}: {cost.shape.name}", float(count or rows[number]) * times, start_s, taken,
                 {cause: _at(values, number) * slots for cause, values in causes.items()},
                 {kind: _at(counts[key], number) * slots for kind, key in MOVED.items()},
             )  # fmt: skip

@@ -1,4 +1,6 @@
-"""The folder of a speedup study: ``speedup.csv``, ``speedup.png``, ``contours.png`` where two axes are numbers."""
+"""The folder of a speedup study: ``speedup.csv``, ``speedup.png``, ``contours.png`` where two axes are numbers, and
+``scenario.yaml``, as resolved.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ MARK = "speedup.csv"
 MOST_PANELS = 6
 RESULTS = (
     "expected_tokens", "round_ms", "step_ms", "tokens_per_s", "speedup", "fits", "best", "quality_loss_percent",
+    *(f"{name}_{level}" for name in ("speedup", "tokens_per_s") for level in ("p10", "p50", "p90")),
 )  # fmt: skip
 
 
@@ -33,18 +36,22 @@ def save_speedup(
     measured: Sequence[Any] = (),
     target: float | None = None,
     title: str = "",
+    scenario_yaml: str | None = None,
     overwrite: bool = False,
 ) -> list[str]:
     """Write the folder whole, or nothing; returns the names of its files.
 
     ``table``: columns of equal length; ``numbers``: values by axis, in order, of the axes that are numbers;
-    ``target``: a speedup to draw a contour for. Raises ValueError, one line.
+    ``target``: a speedup to draw a contour for; ``scenario_yaml``: what was asked, as resolved. Raises ValueError, one
+    line.
     """
     check_place(folder, overwrite)
     axes = [name for name, values in numbers.items() if len(values) > 1]
     every = [name for name in table if name not in RESULTS and len(set(table[name].tolist())) > 1]
     with new_folder(Path(folder)) as beside:
         (beside / MARK).write_text(csv_text(table), "utf-8")
+        if scenario_yaml is not None:
+            (beside / "scenario.yaml").write_text(scenario_yaml, "utf-8")
         if axes:
             x, lines, panel = picture_axes(axes, every, table)
             figure = speedup_curves(table, x, lines, panel, measured, title)

@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 
 from analysis.bench import bench
 from analysis.cost_report import cost_report
+from analysis.fleet import life_columns
 from analysis.frames import Columns, Run
+from analysis.moves import move_columns
 from analysis.origin import header
 from analysis.perfetto import TRACE_EVENTS, trace
 
 __all__ = ["MARK", "check_target", "new_folder", "save", "table", "write_json"]
 
 TYPES = {np.dtype(np.int64): pa.int64(), np.dtype(np.float64): pa.float64()}
-WORDS = ["status", "phase"]  # the columns that Parquet keeps as a dictionary
+WORDS = ["status", "phase", "reason", "group", "end"]  # the columns that Parquet keeps as a dictionary
 MARK = "summary.json"  # what a folder must hold to be taken for a result
 
 
@@ -47,7 +49,12 @@ def save(
     check_target(target, overwrite)
     with new_folder(target) as beside:
         (beside / "scenario.yaml").write_text(header(run.scenario.seed) + run.scenario.to_yaml(), "utf-8")
-        for name, columns in (("requests", run.request_columns), ("rounds", run.round_columns)):
+        tables = {"requests": run.request_columns, "rounds": run.round_columns}
+        if len(run.recorder.lives):
+            tables["lives"] = life_columns(run)
+        if run.scenario.pools is not None:
+            tables["moves"] = move_columns(run)
+        for name, columns in tables.items():
             pq.write_table(table(columns), beside / f"{name}.parquet", compression="zstd", use_dictionary=WORDS)
         if trace_events:
             (beside / "trace.json").write_text(trace(run, trace_events), "utf-8")
@@ -96,13 +103,13 @@ def _words(words: NDArray[np.str_]) -> pa.Array:
     encoded = [name.encode() for name in names]
     ends = pa.py_buffer(np.cumsum([0, *map(len, encoded)]).astype(np.int32))
     spelled = pa.StringArray.from_buffers(len(names), ends, pa.py_buffer(b"".join(encoded)))
-    kind = pa.dictionary(pa.int8(), pa.string())
+    kind = pa.dictionary(pa.int16(), pa.string())
     return pa.DictionaryArray.from_buffers(kind, len(codes), [None, pa.py_buffer(codes)], spelled)
 
 
-def _coded(words: NDArray[np.str_]) -> tuple[list[str], NDArray[np.int8]]:
+def _coded(words: NDArray[np.str_]) -> tuple[list[str], NDArray[np.int16]]:
     """Distinct words in order of first appearance, and the number of each row's word; there are a handful."""
-    codes = np.full(len(words), -1, dtype=np.int8)
+    codes = np.full(len(words), -1, dtype=np.int16)
     names: list[str] = []
     while len(left := np.flatnonzero(codes < 0)):
         names.append(str(words[left[0]]))

@@ -18,7 +18,7 @@ from hardware_profiles.check import Items, Number, Rule, Table, Text, check, did
 from hardware_profiles.schema import SHARE, TERMS
 from hardware_profiles.strict_yaml import read
 
-__all__ = ["GROUPS", "LIBRARIES", "check_kernels", "kernels", "measured", "read_kernels"]
+__all__ = ["GROUPS", "LIBRARIES", "check_kernels", "kernels", "measured", "read_kernels", "textbook_ratios"]
 
 Profile = dict[str, Any]
 GROUPS = ("matmul", "decode_attention", "prefill_attention")
@@ -42,12 +42,23 @@ FINER: dict[str, Rule] = {
 SPAN = Items(Number(closed=True, infinite=True), length=2)
 JUDGED = Table({"rows": Number(closed=True, whole=True), "judged": Number(closed=True, whole=True),
                 "median_percent": Number(closed=True), "p90_percent": Number(closed=True)})  # fmt: skip
+RATIO = Items(Number(above=1e-6, most=1e6), length=3)
+RANGES = Table({}, dict.fromkeys(("m", "n", "k", "batch", "context", "heads", "head_dim", "sent_bytes"),
+                                 Items(Number(closed=True, most=1e18), length=2)))  # fmt: skip
 ENTRY = Table(
     {key: rule for key, rule in TERMS.items() if key != "floor_us"} | {"floor_us": TIME},
-    {**FINER, "provenance": Text(), "interval": Table({}, dict.fromkeys({**TERMS, **FINER}, SPAN)), "fit": JUDGED},
+    {
+        **FINER,
+        "provenance": Text(),
+        "interval": Table({}, dict.fromkeys({**TERMS, **FINER}, SPAN)),
+        "fit": JUDGED,
+        "ratio": RATIO,
+        "range": RANGES,
+    },
 )
 WIRE = Table({"small_us": TIME, "small_efficiency": Number(above=1e-6, most=2), "large_us": TIME,
-              "large_efficiency": Number(above=1e-6, most=2)}, {"fit": JUDGED})  # fmt: skip
+              "large_efficiency": Number(above=1e-6, most=2)},
+             {"fit": JUDGED, "ratio": RATIO, "range": RANGES})  # fmt: skip
 
 
 def kernels(device: str, library: str) -> Profile:
@@ -75,6 +86,12 @@ def _order(library: str, sections: Mapping[str, Any]) -> list[str]:
     """Sections from the library asked for to the others; older versions of any come last."""
     ranked = (library, *LIBRARIES)
     return sorted(sections, key=lambda name: ("@" in name, ranked.index(name) if name in ranked else len(ranked), name))
+
+
+def textbook_ratios() -> dict[str, dict[str, list[float]]]:
+    """10th, 50th and 90th percentile of measured over the datasheet's seconds, by group and format (``any``: all)."""
+    found: dict[str, dict[str, list[float]]] = _generic()["textbook"]
+    return found
 
 
 def measured() -> list[str]:
@@ -130,9 +147,10 @@ def _fill(found: Profile, sections: Profile, distance: str, device: str, library
 
 def _wider(entry: Mapping[str, Any], distance: str, said: str) -> Profile:
     """The entry with its intervals widened by what a stand-in may be wrong by."""
-    if "compute" not in entry:
-        return dict(entry)
     factor = WIDER.get(distance, 1.0)
+    if "compute" not in entry:
+        low, middle, high = entry.get("ratio") or (1.0, 1.0, 1.0)
+        return {**entry, "ratio": [low / factor, middle, high * factor]} if "ratio" in entry else dict(entry)
     spans = {}
     for key, (low, high) in entry.get("interval", {}).items():
         rule = {**TERMS, **FINER}[key]

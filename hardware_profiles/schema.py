@@ -43,7 +43,7 @@ CLOCK = Table(
         **CLOCK_TERMS,
         "provenance": Text(),
     },
-    {"interval": Table({}, dict.fromkeys(CLOCK_TERMS, INTERVAL))},
+    {"voltage_floor_MHz": MHZ, "interval": Table({}, dict.fromkeys((*CLOCK_TERMS, "voltage_floor_MHz"), INTERVAL))},
 )
 
 DEVICE = Table(
@@ -53,7 +53,10 @@ DEVICE = Table(
         "vendor": Text(),
         "kind": Text(KINDS),
         "year": Number(above=1990, most=2100, whole=True),
-        "memory": Table({"type": Text(), "capacity_GB": Number(1e-6, 1e6), "bandwidth_GBps": Number(1e-6, 1e7)}),
+        "memory": Table(
+            {"type": Text(), "capacity_GB": Number(1e-6, 1e6), "bandwidth_GBps": Number(1e-6, 1e7)},
+            {"reported_GB": Number(1e-6, 1e6)},
+        ),
         "peak_TFLOPs": Table(dict.fromkeys(FORMATS, Number(1e-6, 1e7, nullable=True))),
         "onchip": Table(
             {
@@ -89,7 +92,19 @@ HOST_TERMS: dict[str, Rule] = {
     "request_ms": Number(closed=True),
     "cached_token_us": Number(closed=True),
 }
+SPEEDS: dict[str, Rule] = dict.fromkeys(("product_speed", "attention_speed"), Number(above=1e-3, most=10))
+COLLECTIVES: dict[str, Rule] = {
+    "collective_us": Number(closed=True, most=1e6),
+    "collective_speed": Number(above=1e-3, most=10),
+    "pcie_us": Number(closed=True, most=1e6),
+    "pcie_efficiency": SHARE,
+}
 
+EXPERTS = Table({"compute": Number(above=1e-3, most=10), "memory": Number(above=1e-3, most=10),
+                 "layer_us": Number(closed=True, most=1e5), "matrix_us_per_MB": Number(closed=True, most=1e5)},
+                {"interval": Table({}, dict.fromkeys(("compute", "memory", "layer_us", "matrix_us_per_MB"), INTERVAL)),
+                 "provenance": Text()})  # fmt: skip
+PRODUCTS = ("bf16", "fp8", "fp8_block", "int8", "int8_wo", "int4_wo", "nvfp4")  # as kernel profiles name them
 ENGINE = Table(
     {
         "name": Text(),
@@ -108,9 +123,15 @@ ENGINE = Table(
     },
     {
         "kernels": Text(nullable=True),
+        "experts": Table({}, dict.fromkeys(PRODUCTS, EXPERTS)),
+        "product_kernels": Table({}, dict.fromkeys(PRODUCTS, Text(("trtllm", "vllm", "sglang")))),
         "overlap": Text(("max", "sum")),
         "batch_buckets": Items(Number(most=1e6, whole=True), nullable=True),
-        "interval": Table({}, dict.fromkeys(HOST_TERMS, INTERVAL)),
+        "interval": Table({}, dict.fromkeys({**HOST_TERMS, **SPEEDS, **COLLECTIVES}, INTERVAL)),
+        **SPEEDS,
+        **COLLECTIVES,
+        "memory_fraction_of": Text(("device", "free")),
+        "runtime_GB": Number(closed=True, most=1e3),
     },
 )
 
@@ -152,10 +173,13 @@ def _check_clock(profile: dict[str, Any], file: str) -> None:
         raise ValueError(f"{file}: clock needs power.idle_W and energy.pJ_per_FLOP: joules set the clock")
     if clock["cap_W"] <= idle_W:
         raise ValueError(f"{file}: clock.cap_W is {clock['cap_W']}, allowed: above power.idle_W ({idle_W})")
+    if clock.get("voltage_floor_MHz", 0) > rated:
+        floor = clock["voltage_floor_MHz"]
+        raise ValueError(f"{file}: clock.voltage_floor_MHz is {floor}, allowed: up to rated_MHz, {rated}")
     _check_intervals(clock, f"{file}: clock")
 
 
 def _check_intervals(terms: dict[str, Any], where: str) -> None:
     for key, (low, high) in terms.get("interval", {}).items():
-        if not low <= terms[key] <= high:
-            raise ValueError(f"{where}.{key} is {terms[key]}, outside its own interval [{low}, {high}]")
+        if not low <= terms.get(key, 1.0) <= high:  # a speed that is left out is 1
+            raise ValueError(f"{where}.{key} is {terms.get(key, 1.0)}, outside its own interval [{low}, {high}]")

@@ -9,8 +9,8 @@ near 1, so that the causes of a leap add up to the nanoseconds it took.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,15 @@ from sim.analytic.work import Work, pairs_of, reads_of
 from sim.policies import Pass, PromptPart, Sources, Windows
 from sim.serving.rounds import Rounds
 
-__all__ = ["SECONDS", "Accounts", "Prompted", "account", "account_pools", "leap_rows", "request_joules"]
+__all__ = [
+    "LINEAR", "SECONDS", "Accounts", "Block", "Mode", "Prompted", "account", "account_pools", "driven", "joules_each",
+    "leap_rows", "mean_rounds", "pool_places", "request_joules", "running_W",
+]  # fmt: skip
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Columns = Mapping[str, Ints]
+Mode = Literal["coefficients", "tdp"]
 
 SECONDS = (*CAUSES, "host")
 COUNTS = ("flops", "vector_flops", "weight_bytes", "kv_bytes", "activation_bytes", "onchip_bytes", "link_bytes")
@@ -41,23 +45,29 @@ class Accounts:
 
     ``seconds``: by cause (SECONDS), adding up to the leap's duration. ``counts``: FLOPs and bytes of one device
     (COUNTS) and ``compute_time_s``, the seconds that the arithmetic would take if nothing else limited it.
-    ``joules``: of all devices of the replica, static power while the leap ran included, NaN where energy is unknown.
+    ``joules``: of all devices of the replica, static power while the leap ran included, NaN where energy is unknown;
+    those of the mode asked for: ``floor``, what FLOPs and bytes are known to take, or ``ceiling``, what the devices
+    draw at most (their TDP, or the cap that governs their clock).
     ``context``: cached tokens that the target reads per decoding sequence and full-attention layer, NaN without
     decodes. ``read_bytes``: KV bytes that the decoding sequences have cached. ``prefill_tokens``: of the chunks.
+    ``metered``: dynamic joules counted round by round over those of mean rounds, 1 where they were not counted.
     ``scale``: the clock's seconds over those computed here. ``idle_W``: static power of a replica's devices.
     """
 
     seconds: dict[str, Floats]
     counts: dict[str, Floats]
     joules: Floats
+    floor: Floats
+    ceiling: Floats
     context: Floats
     read_bytes: Floats
     prefill_tokens: Ints
+    metered: Floats
     scale: Floats
     idle_W: float
 
 
-def account(rounds: Rounds, leaps: Columns, chunks: Columns) -> Accounts:
+def account(rounds: Rounds, leaps: Columns, chunks: Columns, mode: Mode = "coefficients") -> Accounts:
     """Account for every leap of a run. ``leaps`` and ``chunks`` are the recorder's tables."""
     n = len(leaps["rounds"])
     totals = np.zeros((len(ROWS), n))
@@ -65,39 +75,76 @@ def account(rounds: Rounds, leaps: Columns, chunks: Columns) -> Accounts:
     books: dict[int, list[_Book]] = {}
     prompts = Prompted.of(leap_rows(leaps, chunks), chunks, n)
     host_s = np.zeros(n)
-    for rows, decoding, reading in _blocks(leaps):
-        part = prompts.only(rows) if reading else None
-        passes, seats = _passes(rounds, leaps, rows, part, decoding)
-        MHz = int(leaps["clock_MHz"][rows[0]])
+    for rows, MHz, passes, seats, part in mean_rounds(rounds, leaps, prompts):
         if MHz not in books:
             books[MHz] = [_Book(cost.at_clock(MHz) if MHz else cost) for cost in rounds.costs]
-        _add_block(books[MHz], passes, seats, rows, totals, reads)
+        _add_block(books[MHz], passes, seats, rows, totals, reads, getattr(rounds.policy, "targets", (0,)))
         sequences = (leaps["seats"] + leaps["chunks"])[rows]
-        slot_s = rounds.host_s(sequences, seats if decoding else None, rounds.layers_run(passes), part)
+        slot_s = rounds.host_s(sequences, seats if np.ndim(seats) else None, rounds.layers_run(passes), part)
         host_s[rows] = slot_s * rounds.slots
         if rounds.beside:
             host_s[rows] = np.maximum(host_s[rows] - totals[: len(CAUSES), rows].sum(axis=0), 0.0)
     reads *= rounds.shares
     totals *= leaps["rounds"]
-    return _scaled(rounds, leaps, totals, reads, host_s, prompts.tokens)
+    return _scaled(rounds, leaps, totals, reads, host_s, prompts.tokens, mode)
 
 
-def account_pools(pools: Sequence[tuple[Rounds, int]], leaps: Columns, chunks: Columns) -> Accounts:
-    """The same where replicas are not all alike: (rounds, how many), in the order of their numbers.
+class Block(NamedTuple):
+    """Leaps of one kind and clock: their rows, MHz (0: fixed), the passes of their mean rounds, how many decode in
+    each (0: nobody), and the prompts that they read (None: none).
+    """
+
+    rows: Ints
+    MHz: int
+    passes: list[Pass]
+    seats: Any
+    prompts: Prompted | None
+
+
+def mean_rounds(rounds: Rounds, leaps: Columns, prompts: Prompted) -> Iterator[Block]:
+    """The mean round of every leap, in blocks of leaps that are alike; ``prompts``: of all of them."""
+    for rows, decoding, reading in _blocks(leaps):
+        part = prompts.only(rows) if reading else None
+        passes, seats = _passes(rounds, leaps, rows, part, decoding)
+        yield Block(rows, int(leaps["clock_MHz"][rows[0]]), passes, seats, part)
+
+
+def pool_places(pools: Sequence[tuple[Any, int]], recorder: Any = None) -> Ints:
+    """Place in ``pools`` of each replica, by its number: as many as each pool says, in the order of their numbers.
+
+    Where ``recorder.lives`` says to which group each replica belonged that ever was there, that is what counts.
+    """
+    lives = getattr(recorder, "lives", None)
+    if lives is None or not len(lives):
+        return np.repeat(np.arange(len(pools)), [count for _, count in pools])
+    rows = lives.frame()
+    places = np.zeros(int(rows["replica"].max()) + 1, dtype=np.int64)
+    places[rows["replica"]] = rows["group"]
+    return places
+
+
+def account_pools(
+    pools: Sequence[tuple[Rounds, int]],
+    leaps: Columns,
+    chunks: Columns,
+    mode: Mode = "coefficients",
+    places: Ints | None = None,
+) -> Accounts:
+    """The same where replicas are not all alike: (rounds, how many); ``places``: ``pool_places``, by default as many.
 
     ``idle_W`` is that of a mean replica.
     """
     if len(pools) == 1:
-        return account(pools[0][0], leaps, chunks)
-    pool = np.repeat(np.arange(len(pools)), [count for _, count in pools])
+        return account(pools[0][0], leaps, chunks, mode)
+    pool = pool_places(pools) if places is None else places
     rows = [pool[leaps["replica"]] == i for i in range(len(pools))]
     mine = [pool[chunks["replica"]] == i for i in range(len(pools))]
     parts = [
-        account(rounds, {k: c[here] for k, c in leaps.items()}, {k: c[there] for k, c in chunks.items()})
+        account(rounds, {k: c[here] for k, c in leaps.items()}, {k: c[there] for k, c in chunks.items()}, mode)
         for (rounds, _), here, there in zip(pools, rows, mine, strict=True)
     ]
     places = np.argsort(np.concatenate([np.flatnonzero(here) for here in rows]))
-    idle_W = sum(part.idle_W * count for part, (_, count) in zip(parts, pools, strict=True)) / len(pool)
+    idle_W = float(np.mean(np.array([part.idle_W for part in parts])[pool]))
 
     def joined(columns: Sequence[Any]) -> Any:
         return np.concatenate(columns)[places]
@@ -106,8 +153,8 @@ def account_pools(pools: Sequence[tuple[Rounds, int]], leaps: Columns, chunks: C
         group: {key: joined([getattr(part, group)[key] for part in parts]) for key in getattr(parts[0], group)}
         for group in ("seconds", "counts")
     }
-    flat = {name: joined([getattr(part, name) for part in parts])
-            for name in ("joules", "context", "read_bytes", "prefill_tokens", "scale")}  # fmt: skip
+    single = [f.name for f in fields(Accounts) if f.name not in ("seconds", "counts", "idle_W")]
+    flat = {name: joined([getattr(part, name) for part in parts]) for name in single}
     return Accounts(idle_W=idle_W, **named, **flat)  # type: ignore[arg-type]
 
 
@@ -170,16 +217,14 @@ class Prompted:
 
 
 def request_joules(
-    accounts: Accounts, leaps: Columns, chunks: Columns, stays: Columns, tokens_per_round: int
+    accounts: Accounts, leaps: Columns, chunks: Columns, stays: Columns, tokens_per_round: Any
 ) -> tuple[Ints, Floats]:
     """(request, joules) pairs to be summed by request: a leap's joules by the target tokens that each one ran.
 
-    A decoding sequence runs ``tokens_per_round`` a round, a chunk its own tokens. Sequences that were cut off when a
-    run was interrupted have no stay, and their share stays unassigned.
+    A decoding sequence runs ``tokens_per_round`` a round (a number, or one for each leap), a chunk its own tokens.
+    Sequences that were cut off when a run was interrupted have no stay, and their share stays unassigned.
     """
-    decode = leaps["seats"] * leaps["rounds"] * tokens_per_round
-    per_token = accounts.joules / np.maximum(decode + accounts.prefill_tokens, 1)
-    per_seat = np.where(leaps["seats"] > 0, per_token * leaps["rounds"] * tokens_per_round, 0.0)
+    per_token, per_seat = joules_each(accounts, leaps, tokens_per_round)
     order = np.argsort(leaps["replica"], kind="stable")
     before = np.concatenate(([0.0], np.cumsum(per_seat[order])))
     counts = np.bincount(leaps["replica"], minlength=int(stays["replica"].max(initial=0)) + 1)
@@ -187,6 +232,13 @@ def request_joules(
     stayed = (before[start + stays["last_leap"]] - before[start + stays["first_leap"]]) * stays["seats"]
     read = per_token[leap_rows(leaps, chunks)] * chunks["new"]
     return np.concatenate((stays["request"], chunks["request"])), np.concatenate((stayed, read))
+
+
+def joules_each(accounts: Accounts, leaps: Columns, tokens_per_round: Any) -> tuple[Floats, Floats]:
+    """Joules of a target token and of a decoding sequence in each leap, shape [leaps] each; see `request_joules`."""
+    decode = leaps["seats"] * leaps["rounds"] * tokens_per_round
+    per_token = accounts.joules / np.maximum(decode + accounts.prefill_tokens, 1)
+    return per_token, np.where(leaps["seats"] > 0, per_token * leaps["rounds"] * tokens_per_round, 0.0)
 
 
 # -- one block of leaps of the same kind
@@ -210,22 +262,26 @@ def _passes(
     seats: Any = leaps["seats"][rows] if decoding else 0
     sums: Any = None
     if decoding:
-        names = [name for name in leaps if name.startswith("sum_")]
+        names = [f"sum_{i}" for i in range(rounds.policy.channels(rounds.windows))]  # others of a fleet may have more
         sums = np.stack([leaps[name][rows] for name in names]) / leaps["rounds"][rows]
     return rounds.mean_passes(seats, sums, prompts), seats
 
 
 def _add_block(
-    books: Sequence[_Book], passes: Sequence[Pass], seats: Any, rows: Ints, totals: Floats, reads: Floats
+    books: Sequence[_Book], passes: Sequence[Pass], seats: Any, rows: Ints, totals: Floats, reads: Floats,
+    targets: Sequence[int] = (0,),
 ) -> None:
-    """Put the mean round of the leaps ``rows`` into ``totals`` [ROWS, leaps] and ``reads`` [context, bytes]."""
+    """Put the mean round of the leaps ``rows`` into ``totals`` [ROWS, leaps] and ``reads`` [context, bytes].
+
+    ``targets``: models that write what is put out; each sequence is in the pass of one of them.
+    """  # fmt: skip
     met: set[int] = set()
     block = np.zeros((len(ROWS), len(rows)))
     for one in passes:
         block += books[one.model].rows(one.work)
         if np.ndim(seats) and one.model not in met and one.work.decode_reads:  # projections and heads have none
             met.add(one.model)
-            reads[:, rows] += _cached(one.work, seats, books[one.model].cost, one.model == 0)
+            reads[:, rows] += _cached(one.work, seats, books[one.model].cost, one.model in targets)
     totals[:, rows] = block
 
 
@@ -238,6 +294,17 @@ def _cached(work: Work, seats: Ints, cost: Cost, target: bool) -> Floats:
     return np.stack([longest, held])
 
 
+def driven(work: Work) -> Iterator[tuple[Sequence[str], NDArray[Any], int]]:
+    """(drivers of ops, the count that they follow by leap, how often a round runs them) of what one count decides."""
+    steps = max((p.shape[0] for p in work.decode_pairs or () if np.ndim(p) == 2), default=1)
+    same = np.array_equal(work.tokens, work.logit_rows)
+    groups = [LINEAR] if same else [(name,) for name in LINEAR]
+    columns = [work.tokens] if same else [work.tokens, work.logit_rows]
+    for drivers, counts in zip(groups, columns, strict=True):
+        if np.any(counts):
+            yield drivers, np.asarray(counts), steps
+
+
 class _Book:
     """Every quantity of ROWS for one model's passes; what depends on one count alone is looked up by it."""
 
@@ -246,14 +313,9 @@ class _Book:
 
     def rows(self, work: Work) -> Floats:
         """Shape [ROWS, n]; leading axes of the work (draft steps) are summed."""
-        steps = max((p.shape[0] for p in work.decode_pairs or () if np.ndim(p) == 2), default=1)
-        same = np.array_equal(work.tokens, work.logit_rows)
-        groups = [LINEAR] if same else [(name,) for name in LINEAR]
-        columns = [work.tokens] if same else [work.tokens, work.logit_rows]
         total: Floats = self._attention(work)
-        for drivers, counts in zip(groups, columns, strict=True):
-            if np.any(counts):
-                total = total + steps * self._looked_up(drivers, np.asarray(counts))
+        for drivers, counts, steps in driven(work):
+            total = total + steps * self._looked_up(drivers, counts)
         return total
 
     def _looked_up(self, drivers: Sequence[str], counts: NDArray[Any]) -> Floats:
@@ -301,18 +363,35 @@ class _Book:
         return [*bound.causes().values(), *(layers * c for c in counts), energy, bound.compute_s]
 
 
-def _running_W(rounds: Rounds, leaps: Columns) -> Floats:
+def running_W(rounds: Rounds, leaps: Columns) -> Floats:
     """Watts of running compute units beyond idle power, FLOPs and bytes, of all devices, where a profile tells them."""
     clock, devices = rounds.costs[0].device.clock, rounds.costs[0].layout.devices
     if clock is None:
         return np.zeros(len(leaps["rounds"]))
-    share = np.where(leaps["clock_MHz"] > 0, leaps["clock_MHz"], clock.rated_MHz) / clock.rated_MHz
-    watts: Floats = clock.busy_W * devices * share**3
+    MHz = np.where(leaps["clock_MHz"] > 0, leaps["clock_MHz"], clock.rated_MHz)
+    volts = np.maximum(MHz, clock.voltage_floor_MHz) / clock.rated_MHz
+    watts: Floats = clock.busy_W * devices * (MHz / clock.rated_MHz) * volts**2
+    return watts
+
+
+def _metered(leaps: Columns, joules: Floats) -> Floats:
+    """What the clock counted of each leap over ``joules``, those of its mean rounds; 1 where it counted nothing."""
+    nJ = leaps.get("nJ", np.full(len(joules), -1))
+    counted: Floats = np.where((nJ >= 0) & (joules > 0), nJ * 1e-9 / np.where(joules > 0, joules, 1.0), 1.0)
+    return counted
+
+
+def _most_W(rounds: Rounds, leaps: Columns) -> Floats:
+    """Watts that all devices of a replica draw at most, NaN where unknown: TDP, or the cap that governs their clock."""
+    device, devices = rounds.costs[0].device, rounds.costs[0].layout.devices
+    tdp_W = float("nan") if device.tdp_W is None else device.tdp_W
+    cap_W = tdp_W if device.clock is None else min(tdp_W, device.clock.cap_W)
+    watts: Floats = devices * np.where(leaps["clock_MHz"] > 0, cap_W, tdp_W)
     return watts
 
 
 def _scaled(
-    rounds: Rounds, leaps: Columns, totals: Floats, reads: Floats, host_s: Floats, prefill_tokens: Ints
+    rounds: Rounds, leaps: Columns, totals: Floats, reads: Floats, host_s: Floats, prefill_tokens: Ints, mode: Mode
 ) -> Accounts:
     """Add host time, make the causes add up to the leap, add static power."""
     seconds = dict(zip(CAUSES, totals, strict=False))
@@ -323,13 +402,19 @@ def _scaled(
     energy, devices = rounds.costs[0].device.energy, rounds.costs[0].layout.devices
     idle_W = energy.idle_W * devices if energy is not None else float("nan")
     rest = dict(zip(ROWS[len(CAUSES) :], totals[len(CAUSES) :], strict=True))
+    metered = _metered(leaps, rest["joules"])
+    floor = metered * rest.pop("joules") + (idle_W + running_W(rounds, leaps)) * duration_s
+    ceiling = _most_W(rounds, leaps) * duration_s
     return Accounts(
         seconds={name: value * scale for name, value in seconds.items()},
-        joules=rest.pop("joules") + (idle_W + _running_W(rounds, leaps)) * duration_s,
+        joules=ceiling if mode == "tdp" else floor,
+        floor=floor,
+        ceiling=ceiling,
         counts=rest,
         context=np.where(leaps["seats"] > 0, reads[0], np.nan),
         read_bytes=reads[1],
         prefill_tokens=prefill_tokens,
+        metered=metered,
         scale=scale,
         idle_W=idle_W,
     )

@@ -19,6 +19,7 @@ from sim.analytic.precision import Precision
 from sim.analytic.roofline import Bound, hbm_bytes, on_device, onchip_bytes
 from sim.analytic.staged import Cost, pass_cost
 from sim.analytic.work import Totals, Work, reads_of
+from sim.uncertain.ranges import outside
 
 __all__ = ["Explanation", "Limit", "OpView", "explain", "roofline_points", "view"]
 
@@ -155,7 +156,7 @@ def explain(
         ops=tuple(point for phase, work in works.items() for point in view(cost, work, phase)),
         points=tuple(roofline_points(cost, works)),
         limits=_limits(cost, prompt, context, fits, engine),
-        notes=_notes(cost, works.values()),
+        notes=_notes(cost, list(works.values())),
     )
 
 
@@ -303,7 +304,7 @@ def _first(true: NDArray[np.bool_], batches: NDArray[np.int64]) -> int | None:
     return int(batches[np.argmax(true)]) if true.any() else None
 
 
-def _notes(cost: Cost, works: Iterable[Work]) -> tuple[str, ...]:
+def _notes(cost: Cost, works: Sequence[Work]) -> tuple[str, ...]:
     """Fallbacks of the device that the answer rests on, each once."""
     formats = {op.format: None for work in works for op in cost.ops(work) if op.unit == "tensor"}
     notes = [cost.device.peak_flops(f).note for f in formats] + [cost.device.vector_flops().note]
@@ -311,6 +312,7 @@ def _notes(cost: Cost, works: Iterable[Work]) -> tuple[str, ...]:
         notes.append(f"{cost.device.name}: power is unknown, so joules are too.")
     if cost.placement.resident:
         notes.append(f"All weights stay in on-chip memory ({cost.device.onchip.what}).")
+    notes += outside(cost, works)
     return tuple(dict.fromkeys(filter(None, notes)))
 
 

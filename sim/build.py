@@ -14,27 +14,36 @@ from sim import names
 from sim.analytic.config import shape_from_config
 from sim.analytic.cost import Layout, MemoryBudget, memory_budget
 from sim.analytic.hardware import GB, MICRO, Clock, Device, Engine
-from sim.analytic.kernel_book import KernelBook
+from sim.analytic.kernel_book import ExpertTerms, KernelBook
 from sim.analytic.layout import check_layout
 from sim.analytic.memory import kv_bytes_per_token
 from sim.analytic.model import ModelShape
+from sim.analytic.paced import paced
 from sim.analytic.precision import Precision, number_format
 from sim.analytic.rewrite import apply, bound, in_stages
+from sim.analytic.speeds import at_speeds
 from sim.analytic.staged import Cost, pass_cost
+from sim.analytic.wires import wired
+from sim.entrance import admission_of, router_of
+from sim.events import events_of
 from sim.plugin import build, discover
 from sim.policies import Model, Policy, Windows
 from sim.policies.encoded import Encoded
+from sim.reuse import prefix_of
 from sim.routers import Router
-from sim.scenario import PoolPart, PoolsPart, Scenario
+from sim.scenario import FleetPart, GroupPart, PoolPart, PoolsPart, Scenario
 from sim.schedulers import Scheduler
+from sim.serving.admission import Admission
 from sim.serving.dealt import DealtRounds
 from sim.serving.encoded_kv import EncodedKv
+from sim.serving.events import NO_EVENTS, Events
 from sim.serving.governor import Power
 from sim.serving.kv import KvBudget, Span
 from sim.serving.luck import Luck
 from sim.serving.pools import Mover
 from sim.serving.replica import Setup
 from sim.serving.rounds import Rounds
+from sim.switch import check_one_cache, switched
 from sim.variants import build as build_variants
 from sim.variants import check_clashes
 from workloads import models
@@ -43,6 +52,9 @@ from workloads.errors import shown
 DEFAULT_SCHEDULER = "chunked"
 DEFAULT_MEMORY_FRACTION = 0.9
 POOLED = ("layout", "hardware", "scheduler")  # what a pool may have of its own
+GROUPED = ("model", "hardware", "engine", "clock", "layout", "precision", "variants", "policy", "scheduler", "kv",
+           "switch")  # fmt: skip
+ENTRANCE = ("router", "admission", "tenants", "classes")  # of the whole fleet
 
 
 @dataclass(frozen=True)
@@ -63,11 +75,17 @@ class Built:
     setup: Setup
     prefill: Built | None = None
     mover: Mover | None = None
+    groups: tuple[Built, ...] = ()
+    stale_ns: int = 0
+    admission: Admission | None = None
+    events: Events = NO_EVENTS
 
     @property
     def pools(self) -> tuple[tuple[Built, int], ...]:
         """What replicas are made of and how many there are, in the order of their numbers."""
-        said = self.scenario.pools
+        said, fleet = self.scenario.pools, self.scenario.fleet
+        if fleet is not None:
+            return tuple((one, part.replicas) for one, part in zip(self.groups, fleet.groups, strict=True))
         if self.prefill is None or said is None:
             return ((self, self.scenario.replicas),)
         return ((self.prefill, said.prefill.replicas), (self, said.decode.replicas))
@@ -79,12 +97,22 @@ def build_scenario(scenario: Scenario, stepping: bool = False) -> Built:
     Raises ValueError naming key and value, DoesNotFit with the arithmetic.
     """
     scenario = expanded(scenario)
-    return _one_pool(scenario, stepping) if scenario.pools is None else _two_pools(scenario, scenario.pools, stepping)
+    router, stale_ns = router_of(scenario)
+    admission = admission_of(scenario)
+    if scenario.fleet is not None:
+        built = _fleet(scenario, scenario.fleet, stepping)
+    elif scenario.pools is not None:
+        built = _two_pools(scenario, scenario.pools, stepping)
+    else:
+        built = _one_pool(scenario, stepping)
+    return replace(built, router=router, stale_ns=stale_ns, admission=admission)
 
 
 def _two_pools(scenario: Scenario, said: PoolsPart, stepping: bool) -> Built:
     if scenario.replicas > 1:
         raise ValueError(f"replicas: {scenario.replicas}: with pools, say pools.prefill.replicas and .decode.replicas")
+    if scenario.switch is not None:
+        raise ValueError("switch: not with pools, whose decode replicas have no line of their own to follow")
     prefill = _pool("prefill", scenario, said.prefill, stepping)
     decode = _pool("decode", scenario, said.decode, stepping)
     if decode.shapes[0].encoder:
@@ -96,8 +124,48 @@ def _two_pools(scenario: Scenario, said: PoolsPart, stepping: bool) -> Built:
     resolved = decode.scenario.model_copy(
         update={"pools": said.model_copy(update=parts), "layout": scenario.layout, "hardware": scenario.hardware}
     )
-    mover = Mover(_whole_spans(decode), said.link_GBps * GB, said.link_latency_us * MICRO)
+    layers = len(prefill.shapes[0].layers) if said.overlap == "layers" else None
+    mover = Mover(_whole_spans(decode), said.link_GBps * GB, said.link_latency_us * MICRO, layers)
     return replace(decode, scenario=resolved, prefill=prefill, mover=mover)
+
+
+def _fleet(scenario: Scenario, said: FleetPart, stepping: bool) -> Built:
+    """The first group, with all of them beside it."""
+    if scenario.replicas > 1 or scenario.pools is not None:
+        raise ValueError("fleet: says how many replicas there are; leave out replicas and pools")
+    names = [part.name for part in said.groups]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"fleet.groups: {name!r} is there {names.count(name)} times; names must differ")
+    if not sum(part.replicas for part in said.groups):
+        raise ValueError("fleet.groups: nobody: at least one group must have replicas: 1 or more")
+    groups = tuple(_group(scenario, part, stepping) for part in said.groups)
+    parts = [
+        part.model_copy(update={key: getattr(one.scenario, key) for key in GROUPED})
+        for part, one in zip(said.groups, groups, strict=True)
+    ]
+    first = groups[0]
+    resolved = first.scenario.model_copy(
+        update={
+            **{key: getattr(scenario, key) for key in (*GROUPED, *ENTRANCE)},
+            "fleet": said.model_copy(update={"groups": parts}),
+        }
+    )
+    return replace(first, scenario=resolved, groups=groups, events=events_of(said))
+
+
+def _group(scenario: Scenario, part: GroupPart, stepping: bool) -> Built:
+    """One group, as a scenario of its own would build it; errors say which."""
+    own = {key: getattr(part, key) for key in GROUPED if getattr(part, key) is not None}
+    try:
+        return _one_pool(expanded(scenario.model_copy(update={**own, **_no_entrance(), "fleet": None})), stepping)
+    except ValueError as error:
+        raise type(error)(f"fleet.groups.{part.name}: {error}") from None
+
+
+def _no_entrance() -> dict[str, Any]:
+    """Of a group by itself: nothing of what stands before all groups."""
+    return {key: Scenario.model_fields[key].get_default(call_default_factory=True) for key in ENTRANCE}
 
 
 def _pool(name: str, scenario: Scenario, part: PoolPart, stepping: bool) -> Built:
@@ -111,13 +179,18 @@ def _pool(name: str, scenario: Scenario, part: PoolPart, stepping: bool) -> Buil
 
 def _whole_spans(built: Built) -> tuple[Span, ...]:
     """Bytes of a token in the caches of all models together, however they are cut."""
+    members = _members(built.policy, built.shapes[0], build_variants(built.scenario.variants))
+    return _member_spans(members, built.precision, built.device)
+
+
+def _member_spans(members: tuple[Member, ...], formats: Precision, device: Device) -> tuple[Span, ...]:
     spans: list[Span] = []
-    for member in _members(built.policy, built.shapes[0], build_variants(built.scenario.variants)):
+    for member in members:
         if member.own_kv:
             own = in_stages(member.variants)
-            shape, precision = apply(own, "reshape", member.shape), apply(own, "reformat", built.precision)
+            shape, precision = apply(own, "reshape", member.shape), apply(own, "reformat", formats)
             held = kv_bytes_per_token(shape, precision)
-            kept = apply(bound(own, shape, precision, built.device), "cached", held)
+            kept = apply(bound(own, shape, precision, device), "cached", held)
             spans += [Span(-int(-size // 1), window) for size, window in zip(kept, shape.windows, strict=True)]
     return tuple(spans)
 
@@ -127,19 +200,24 @@ def _one_pool(scenario: Scenario, stepping: bool) -> Built:
     if not target.layers:
         raise ValueError(f"model: {target.name} is an encoder alone, which decodes nothing; roofline takes it")
     engine = load_engine(scenario.engine)
-    device = _governable(scenario, with_kernels(load_device(scenario.hardware), engine))
-    policy = build("sim.policies", "policy", _with_draft(scenario.policy, target))
+    device = wired(_governable(scenario, with_kernels(load_device(scenario.hardware), engine)), scenario.layout.link)
+    named = build("sim.policies", "policy", _with_draft(scenario.policy, target))
+    policy = switched(scenario.switch, named)
     precision = load_precision(scenario)
     layout = Layout(**scenario.layout.model_dump())
     members = _members(policy, target, build_variants(scenario.variants))
     shapes = tuple(member.shape for member in members)
     costs = _costs(members, device, precision, layout, engine.batch_buckets)
-    spelled, policy = _spelled(fit_alone(policy, costs)), fitted(policy, costs)
+    check_one_cache(policy, costs)
+    spelled, policy = _spelled(fit_alone(named, costs)), fitted(policy, costs)
     check_layout(costs[0].shape, layout)
     scheduler = _scheduler(scenario, engine, layout, bool(costs[0].shape.encoder))
     budget = _budget(scenario, engine, device, members, costs, scheduler)
     setup = _setup(scenario, members, policy, scheduler, engine, costs, budget, stepping)
     setup.scheduler.decode_seats(policy.tokens_per_round)
+    if scenario.kv.prefix_cache is not None:
+        whole_bytes = sum(span.token_bytes for span in _member_spans(members, precision, device))
+        setup = replace(setup, prefix=prefix_of(scenario, setup, engine, whole_bytes))
     resolved = scenario.model_copy(
         update={
             "policy": spelled,
@@ -148,7 +226,7 @@ def _one_pool(scenario: Scenario, stepping: bool) -> Built:
             "clock": "fixed" if setup.power is None else "governed",
         }
     )
-    router = build("sim.routers", "router", scenario.router)
+    router, _ = router_of(scenario)
     return Built(
         resolved, shapes, device, engine, precision, layout, policy, scheduler, router, costs, budget, setup
     )
@@ -223,12 +301,24 @@ def load_device(name: str) -> Device:
 def with_kernels(device: Device, engine: Engine) -> Device:
     """The device as the engine's kernel library runs it; unchanged for an engine that names none."""
     if engine.kernels is None:
-        return device
+        return _at_pace(device, engine)
     try:
         found = hardware_profiles.kernels(device.name, engine.kernels)
+        for name, library in engine.product_kernels:
+            found["matmul"][name] = hardware_profiles.kernels(device.name, library)["matmul"][name]
     except ValueError as error:
         raise ValueError(f"engine: {engine.name}: {error}") from None
-    return replace(device, kernels=KernelBook.from_profile(found))
+    return _at_pace(replace(device, kernels=_book(found, engine)), engine)
+
+
+def _at_pace(device: Device, engine: Engine) -> Device:
+    own = at_speeds(device, engine.product_speed, engine.attention_speed)
+    return paced(own, engine)
+
+
+def _book(found: Mapping[str, Any], engine: Engine) -> KernelBook:
+    experts = {name: ExpertTerms.from_profile(entry) for name, entry in engine.experts}
+    return replace(KernelBook.from_profile(found), experts=experts)
 
 
 def load_engine(name: str) -> Engine:
@@ -242,7 +332,7 @@ def load_engine(name: str) -> Engine:
 def load_precision(scenario: Scenario) -> Precision:
     """Number formats of the scenario. Raises ValueError naming the key."""
     said = scenario.precision.model_dump()
-    return Precision(**{key: number_format(value, key).name for key, value in said.items()})
+    return Precision(**{key: number_format(value, key).name for key, value in said.items() if value is not None})
 
 
 def _with_draft(spec: Any, target: ModelShape) -> Any:
@@ -360,13 +450,21 @@ def _budget(
 ) -> MemoryBudget:
     """Memory of one device of the replica; the workspace holds the widest activations of a full round."""
     tokens = getattr(scheduler, "token_budget", getattr(scheduler, "max_sequences", 256))
+    draft_bytes = sum(m.own_bytes(c, costs[0]) for m, c in zip(members[1:], costs[1:], strict=True))
+    workspace_bytes = max(_workspace_bytes(c, tokens) for c in costs)
+    fraction, capacity_bytes = _fraction(scenario, engine), device.memory_bytes
+    if engine.memory_fraction_of == "free":
+        capacity_bytes = device.reported_bytes or device.memory_bytes
+        workspace_bytes += engine.runtime_bytes
+        used = (costs[0].bytes_weights + draft_bytes + workspace_bytes) / capacity_bytes
+        fraction += (1 - fraction) * min(1.0, used)
     return memory_budget(
         device.name,
-        device.memory_bytes,
+        capacity_bytes,
         costs[0].bytes_weights,
-        draft_bytes=sum(m.own_bytes(c, costs[0]) for m, c in zip(members[1:], costs[1:], strict=True)),
-        workspace_bytes=max(_workspace_bytes(c, tokens) for c in costs),
-        memory_fraction=_fraction(scenario, engine),
+        draft_bytes=draft_bytes,
+        workspace_bytes=workspace_bytes,
+        memory_fraction=fraction,
     )
 
 
@@ -416,14 +514,27 @@ def _setup(
         max_context = min(max_context, kv.reserve_tokens - policy.tokens_per_round + 1)
     power = _power(scenario, engine, rounds)
     luck = Luck(scenario.seed)
-    return Setup(rounds, policy, windows, scheduler, kv, luck, max_context, stepping, power=power)
+    metered = scenario.energy.rounds == "each" and costs[0].device.energy is not None
+    return Setup(rounds, policy, windows, scheduler, kv, luck, max_context, stepping, power=power, metered=metered)
 
 
 def _governable(scenario: Scenario, device: Device) -> Device:
-    """The device with the clock of its class where a scenario wants it governed and nobody has measured it."""
-    if scenario.clock != "governed" or device.clock is not None or device.tdp_W is None or device.energy is None:
-        return device
-    return replace(device, clock=Clock.of_class(device.tdp_W))
+    """The device with the cap that a scenario sets, and with the clock of its class where a scenario wants it governed
+    and nobody has measured it. Raises ValueError for a cap that cannot be kept or has no meaning.
+    """
+    cap_W, energy, tdp_W = scenario.energy.power_cap_W, device.energy, device.tdp_W
+    if cap_W is None:
+        if scenario.clock != "governed" or device.clock is not None or tdp_W is None or energy is None:
+            return device
+        return replace(device, clock=Clock.of_class(tdp_W))
+    if scenario.clock == "fixed":
+        raise ValueError(f"energy.power_cap_W: {cap_W:g}: a fixed clock keeps no cap; leave out clock: fixed")
+    if tdp_W is None or energy is None:
+        raise ValueError(f"energy.power_cap_W: {cap_W:g}: {device.name} has no power data in its profile")
+    if not energy.idle_W < cap_W <= tdp_W:
+        allowed = f"above its idle power ({energy.idle_W:g} W), up to its TDP ({tdp_W:g} W)"
+        raise ValueError(f"energy.power_cap_W: {cap_W:g}: {device.name} allows caps {allowed}")
+    return replace(device, clock=(device.clock or Clock.of_class(tdp_W)).capped(cap_W))
 
 
 def _power(scenario: Scenario, engine: Engine, rounds: Rounds) -> Power | None:
@@ -432,7 +543,9 @@ def _power(scenario: Scenario, engine: Engine, rounds: Rounds) -> Power | None:
     Raises ValueError where a clock is to be governed by joules that nobody knows.
     """
     device, devices = rounds.costs[0].device, rounds.costs[0].layout.devices
-    said = scenario.clock or ("fixed" if engine.name == "ideal" or device.clock is None else "governed")
+    capped = scenario.energy.power_cap_W is not None
+    unsaid = "governed" if capped or (engine.name != "ideal" and device.clock is not None) else "fixed"
+    said = scenario.clock or unsaid
     if said == "fixed":
         return None
     if device.clock is None or device.energy is None:

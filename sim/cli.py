@@ -35,6 +35,14 @@ MaxQualityLoss = Annotated[
     str | None,
     typer.Option(metavar="PERCENT", help="What a recommended choice may lose: a number, or any.", show_default=False),
 ]
+Executor = Annotated[
+    str, typer.Option(metavar="PLACE", help="processes[:N], threads[:N], serial, dask://HOST:PORT, ray[://HOST:PORT].")
+]
+Restart = Annotated[bool, typer.Option("--restart", help="Throw away what an interrupted one left.")]
+Uncertainty = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="80 % intervals over N samples of the hardware.", show_default=False),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -62,6 +70,8 @@ def run(
     out: Annotated[str | None, typer.Option(help="Result folder; runs/NAME by default.", show_default=False)] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier result in the folder.")] = False,
     detailed: Annotated[bool, typer.Option(help="Per-request lists in bench.json, as --save-detailed writes.")] = False,
+    uncertainty: Uncertainty = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Tables to disk as they come: memory stays flat.")] = False,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
@@ -69,17 +79,29 @@ def run(
     from analysis.store import check_target
     from sim import quantities, show
     from sim.build import build_scenario
+    from sim.commands.uncertain import checked, of_result
     from sim.run import simulate
     from sim.scenario import Scenario, dump_json
 
+    samples = checked(uncertainty)
     scenario = Scenario.load(file, set_ or ())
     built = _named(file, lambda: build_scenario(scenario))
     _named(file, lambda: quantities.check(scenario))
     folder = _folder(file, out)
     check_target(Path(folder), overwrite=overwrite)
+    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    if stream:
+        from sim.commands import streamed
+
+        streamed.check({"--detailed": detailed, "--uncertainty": samples, f"{file}: published": scenario.published})
+        with show.progress(scenario, hidden=quiet or as_json) as tick:
+            result, told = _named(file, lambda: streamed.run(built, folder, overwrite, now, tick))
+        typer.echo(dump_json(told.metrics)) if as_json else show.result(told, folder)
+        _ended(result)
+        return
     with show.progress(scenario, hidden=quiet or as_json) as tick:
         result = _named(file, lambda: simulate(built, progress=tick))
-    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    of_result(result, samples, hidden=quiet or as_json)
     saved = result.save(folder, overwrite=overwrite, detailed=detailed, date=now)
     beside = quantities.published(result)
     if as_json:
@@ -87,6 +109,11 @@ def run(
     else:
         show.result(result, saved)
         show.printed(beside)
+    _ended(result)
+
+
+def _ended(result: Any) -> None:
+    """Exit with what a run that did not come to its end has to say."""
     if not result.complete:
         for note in result.notes:
             typer.echo(f"decodesim: {note}", err=True)
@@ -136,6 +163,35 @@ def explain(
 
 
 @app.command()
+def lifetime(
+    file: File,
+    set_: Settings = None,
+    tokens: Annotated[
+        float | None, typer.Option(help="Tokens that the model was trained on: 6 FLOPs a parameter and token.",
+                                   show_default=False)
+    ] = None,
+    flops: Annotated[float | None, typer.Option(help="Instead: FLOPs of training.", show_default=False)] = None,
+    mfu: Annotated[float, typer.Option(help="Share of the device's 16-bit peak that training reached.")] = 0.4,
+    hardware: Annotated[
+        str | None, typer.Option(help="What it was trained on; the scenario's by default.", show_default=False)
+    ] = None,
+    watts: Annotated[
+        float | None, typer.Option(help="Of a training device; its TDP by default.", show_default=False)
+    ] = None,
+    requests_per_day: Annotated[
+        float | None, typer.Option(help="As fast as the simulated run finished them by default.", show_default=False)
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="Picture to write, .png, .svg or .pdf.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Training once beside inference a day: energy, dollars, carbon, and when inference is most of it."""
+    from sim.commands.lifetime import Asked, run
+
+    asked = Asked(tokens, flops, mfu, hardware, watts, requests_per_day)
+    _named(file, lambda: run(file, set_ or (), asked, out, as_json))
+
+
+@app.command()
 def roofline(
     file: File,
     plot: Annotated[str, typer.Option(help="Picture to write: .png, .svg or .pdf.", show_default=False)],
@@ -147,9 +203,13 @@ def roofline(
     """Draw the device's roofline with a dot for every op in prefill and decode."""
     from analysis.plots import roofline as draw
     from analysis.plots import save_figure
+    from sim.uncertain.ranges import BEYOND
 
     answer, parts = _explained(file, set_, batch, prompt, context)
     save_figure(draw(answer.points, parts.device, title=f"{answer.model} on {answer.device}, batch {batch}"), plot)
+    for note in answer.notes:
+        if note.startswith(BEYOND):
+            typer.echo(f"note: {note}")
     typer.echo(f"wrote {plot}")
 
 
@@ -182,6 +242,17 @@ def models(as_json: AsJson = False) -> None:
     show.as_json(plain) if as_json else show.models(shapes)
 
 
+@app.command("app")
+def app_(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of 127.0.0.1; 0 takes any that is free.")] = 8050,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only say where the page is.")] = False,
+) -> None:
+    """A page with sliders on this machine alone: answers of the analytic core at once, runs with traffic beside."""
+    from sim.commands.app import play
+
+    play(port, not no_browser)
+
+
 @app.command()
 def scenarios() -> None:
     """List the scenarios that come along."""
@@ -201,6 +272,18 @@ def policies(as_json: AsJson = False) -> None:
 def variants(as_json: AsJson = False) -> None:
     """List what can rewrite a forward pass, with options and sources."""
     _list_plugins("sim.variants", as_json)
+
+
+@app.command()
+def routers(as_json: AsJson = False) -> None:
+    """List what can choose the replica of a request, with options."""
+    _list_plugins("sim.routers", as_json)
+
+
+@app.command()
+def schedulers(as_json: AsJson = False) -> None:
+    """List what can plan a replica's rounds, with options."""
+    _list_plugins("sim.schedulers", as_json)
 
 
 @trace_app.command("info")
@@ -243,6 +326,7 @@ def compare(
     both: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Change a key in both scenarios.")] = None,
     repeats: Annotated[int, typer.Option(min=1, max=1000, help="Seeds to pair; 1: moving blocks of one run.")] = 1,
     confidence: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of the intervals.")] = 0.95,
+    uncertainty: Uncertainty = None,
     out: Annotated[str | None, typer.Option(help="Folder for compare.json and waterfall.png.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier comparison in the folder.")] = False,
     as_json: AsJson = False,
@@ -252,8 +336,11 @@ def compare(
     from analysis.compare import compare as pair
     from analysis.comparison_files import as_table, check_place, save_comparison
     from sim import show
+    from sim.commands.uncertain import checked, of_pair
     from sim.run import pairs
     from sim.scenario import Scenario
+
+    samples = checked(uncertainty)
 
     if b is None and not set_:
         raise ValueError("compare: give a second scenario, or --set KEY=VALUE for what should differ")
@@ -264,6 +351,7 @@ def compare(
         check_place(out, overwrite)
     with show.repeats(2 * repeats, hidden=quiet or as_json) as tick:
         comparison = _named(labels[1], lambda: pair(pairs(first, second, repeats, tick), labels, confidence))
+    comparison = of_pair(comparison, first, second, samples, hidden=quiet or as_json)
     if out is not None:
         save_comparison(comparison, out, overwrite=overwrite)
     show.as_json(as_table(comparison)) if as_json else show.comparison(comparison)
@@ -299,17 +387,20 @@ def speedup(
         typer.Option(metavar="KEY=VALUE", help="Change the baseline: variants=[], policy=autoregressive."),
     ] = None,
     max_quality_loss: MaxQualityLoss = None,
+    uncertainty: Uncertainty = None,
     as_json: AsJson = False,
 ) -> None:
     """No simulation: speedup of the policy over autoregressive decoding, by any key, batch and context."""
     from analysis.speedup_files import check_place
     from sim import show
     from sim.axes import parse_axes
+    from sim.commands.uncertain import checked, study
     from sim.overlay import beside, read_measured
     from sim.scenario import Scenario
     from sim.solve import target_of
-    from sim.speedup import Ratio, curve
+    from sim.speedup import Ratio
 
+    samples = checked(uncertainty)
     scenario, axes = Scenario.load(file, [*(set_ or ()), *_quality(max_quality_loss)]), parse_axes(over or ())
     if out is not None:
         check_place(out, overwrite)
@@ -317,15 +408,14 @@ def speedup(
         raise ValueError("--for: says which axis --solve looks along; give --solve speedup=X too")
     target = None if solve is None else target_of(solve)
     ratio = None if cost_ratio is None else Ratio(cost_ratio, verify_ratio)
-    found = _named(file, lambda: curve(scenario, axes, ratio, against or ()))
+    found, notes = _named(file, lambda: study(scenario, axes, ratio, against or (), samples))
     answers = [] if target is None else _named(file, lambda: _solved(scenario, target, for_, found, ratio, against))
     points = [] if overlay is None else beside(scenario, read_measured(overlay), found.axes, ratio, against or ())
     files = [] if out is None else _save_speedup(scenario, found, out, points, target, overwrite)
     if as_json:
-        best, rows = found.row(found.best), list(found.rows())
-        show.as_json({"best": best, "points": rows, "solve": answers, "measured": points})
+        show.as_json(show.speedups_plain(found, answers, points, notes))
         return
-    show.speedups(found, answers, target, points)
+    show.speedups(found, answers, target, points, notes)
     if files:
         typer.echo(f"wrote {', '.join(files)} into {out}")
 
@@ -333,11 +423,14 @@ def speedup(
 def _save_speedup(
     scenario: Scenario, found: Curve, out: str, points: list[Any], target: float | None, overwrite: bool
 ) -> list[str]:
+    from analysis.origin import header
     from analysis.speedup_files import save_speedup
 
     title = f"{scenario.model} on {scenario.hardware}"
     numbers = {axis.path: axis.values for axis in found.axes if axis.numeric}
-    return save_speedup(found.table, numbers, out, measured=points, target=target, title=title, overwrite=overwrite)
+    resolved = header(scenario.seed) + scenario.to_yaml()
+    return save_speedup(found.table, numbers, out, measured=points, target=target, title=title, scenario_yaml=resolved,
+                        overwrite=overwrite)  # fmt: skip
 
 
 def _quality(max_quality_loss: str | None) -> list[str]:
@@ -383,6 +476,7 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Best gamma, tree, bit width, granularity for this device, load and context, and by how much it wins."""
+    from analysis.origin import header
     from analysis.tune_files import check_place, save_tune
     from sim import show
     from sim.axes import parse_axes
@@ -395,15 +489,108 @@ def tune(
         check_place(out, overwrite)
     limits = Limits(memory_GB, min_capacity)
     found = _named(file, lambda: ask(scenario, axes, objective=objective, limits=limits, mixes=mixes, check=check))
-    files = [] if out is None else save_tune(found.candidates, out, overwrite=overwrite)
+    resolved = header(scenario.seed) + scenario.to_yaml()
+    files = [] if out is None else save_tune(found.candidates, out, scenario_yaml=resolved, overwrite=overwrite)
     show.as_json({**vars(found), "best": found.best}) if as_json else show.tuned(found)
     if files and not as_json:
         typer.echo(f"wrote {', '.join(files)} into {out}")
 
 
 @app.command()
+def sweep(
+    file: File,
+    over: Annotated[
+        list[str],
+        typer.Option(metavar="KEY=VALUES", help="What to vary: policy.gamma=1:8, hardware=l4,l40s, KEY=LOW..HIGH."),
+    ],
+    out: Annotated[str, typer.Option(help="Folder for sweep.parquet, sweep.csv and sweep.json.", show_default=False)],
+    set_: Settings = None,
+    grid: Annotated[bool, typer.Option("--grid", help="Every combination of the values (what else is said: not).")] = (
+        False
+    ),
+    list_: Annotated[bool, typer.Option("--list", help="Values in step: the first of each, the second of each.")] = (
+        False
+    ),
+    random: Annotated[int | None, typer.Option(metavar="N", help="N points at random.", show_default=False)] = None,
+    latin: Annotated[int | None, typer.Option(metavar="N", help="A Latin hypercube of N.", show_default=False)] = None,
+    executor: Executor = "processes",
+    seed: Annotated[int, typer.Option(min=0, help="Of the drawn points; the scenario has its own.")] = 0,
+    overwrite: Annotated[bool, typer.Option(help="Replace an earlier sweep in the folder.")] = False,
+    restart: Restart = False,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """Simulate a scenario at many points: a table with one row a run; an interrupted sweep goes on where it was."""
+    from sim.commands.sweep import design_of, run
+
+    options: dict[str, Any] = {"overwrite": overwrite, "restart": restart, "as_json": as_json, "quiet": quiet}
+    design = design_of(list_, random, latin, grid)
+    _named(file, lambda: run(file, set_ or (), over, out, design, executor=executor, seed=seed, **options))
+
+
+@app.command()
+def plan(
+    file: File,
+    out: Annotated[str, typer.Option(help="Folder for plan.json, ranked.csv and pictures.", show_default=False)],
+    set_: Settings = None,
+    executor: Executor = "processes",
+    uncertainty: Annotated[
+        int | None, typer.Option(metavar="N", help="Run the best on N samples of the hardware.", show_default=False)
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an earlier plan in the folder.")] = False,
+    restart: Restart = False,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """The cheapest fleet that keeps every promise under this traffic, what the others failed on, what would change."""
+    from sim.commands.plan import run
+
+    options: dict[str, Any] = {"overwrite": overwrite, "restart": restart, "as_json": as_json, "quiet": quiet}
+    _named(file, lambda: run(file, set_ or (), out, executor=executor, uncertainty=uncertainty or 0, **options))
+
+
+@app.command()
+def init(
+    out: Annotated[str, typer.Option(metavar="SCENARIO.yaml", help="The scenario to write.", show_default=False)],
+    log: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A gateway's log, CSV or JSON lines.", show_default=False)
+    ] = None,
+    prometheus: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A saved scrape of vLLM's /metrics.", show_default=False)
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="What is served; a scrape may say it.", show_default=False)] = None,
+    hardware: Annotated[str | None, typer.Option(help="A device's profile.", show_default=False)] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="ideal for a log, vllm-v1 for a scrape, unless said.", show_default=False)
+    ] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(metavar="WHAT=NAME", help="A column of the log: prompt=n_in, time=at, ...")
+    ] = None,
+    time_unit: Annotated[
+        str | None, typer.Option(metavar="UNIT", help="Of the log's times: date, s, ms, us, ns.", show_default=False)
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="FILE", help="An earlier scrape, to be taken off.", show_default=False)
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(help="How long a scrape counted.", show_default=False)] = None,
+    served: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which model_name of a scrape.", show_default=False)
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an earlier scenario.")] = False,
+) -> None:
+    """Write a scenario from a gateway's log or a saved scrape of vLLM: rate, lengths, what was measured."""
+    from sim.commands.init import Asked
+    from sim.commands.init import run as write
+
+    said = Asked(out, log, prometheus, model, hardware, engine, column or (), time_unit, since, seconds, served)
+    write(said, overwrite)
+
+
+@app.command()
 def report(
-    folder: Annotated[str, typer.Argument(help="What run, speedup, tune or compare --out wrote.", show_default=False)],
+    folder: Annotated[
+        str, typer.Argument(help="What run, speedup, tune, compare, sweep or plan --out wrote.", show_default=False)
+    ],
     out: Annotated[str, typer.Option(help="The HTML file to write.")] = "report.html",
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier report.")] = False,
 ) -> None:
@@ -421,10 +608,12 @@ def validate(
     only_label: Annotated[str | None, typer.Option(help="With --published: identity, prediction, data ...")] = None,
     silicon: Annotated[bool, typer.Option("--silicon", help="Measured hardware, on cases no fit has seen.")] = False,
     kernels: Annotated[str | None, typer.Option(help="A file of kernel timings, predicted row by row.")] = None,
-    device: Annotated[str | None, typer.Option(help="With --kernels: the hardware that was timed.")] = None,
-    engine: Annotated[str | None, typer.Option(help="With --kernels: trtllm, vllm, sglang, or an engine.")] = None,
+    serving: Annotated[str | None, typer.Option(help="Results of a serving benchmark, predicted row by row.")] = None,
+    scenario: Annotated[str | None, typer.Option(help="With --serving: model, hardware, engine, layout.")] = None,
+    device: Annotated[str | None, typer.Option(help="With --kernels, --serving: the hardware that was timed.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Likewise: an engine, or a kernel library for --kernels.")] = None,
     profile: Annotated[str | None, typer.Option(help="With --kernels: a profile of calibrate --kernels.")] = None,
-    out: Annotated[str | None, typer.Option(help="With --kernels: every row and prediction (CSV, Parquet).")] = None,
+    out: Annotated[str | None, typer.Option(help="Likewise: every row and prediction (CSV, Parquet).")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Hold the simulator against really run models, published numbers or measured hardware. Exit status 1 on a miss."""
@@ -432,15 +621,24 @@ def validate(
     from sim.validate import COMPARISONS, chosen
     from sim.validate import validate as compare_all
 
-    given = {"--published": published, "--silicon": silicon, "--kernels": kernels is not None}
+    timed = {"--kernels": kernels is not None, "--serving": serving is not None}
+    given = {"--published": published, "--silicon": silicon, **timed}
     if sum(given.values()) > 1:
         raise ValueError(f"{', '.join(name for name, is_given in given.items() if is_given)}: one at a time")
     loose = {"--device": device, "--engine": engine, "--profile": profile, "--out": out}
-    lost = next((name for name, value in loose.items() if value is not None and kernels is None), None)
+    lost = next((name for name, value in loose.items() if value is not None and not any(timed.values())), None)
+    lost = "--profile" if profile is not None and kernels is None else lost
     if lost is not None:
         raise ValueError(f"{lost}: says something of kernel timings; add --kernels FILE")
+    if scenario is not None and serving is None:
+        raise ValueError("--scenario: says what a serving benchmark measured; add --serving FILE")
     if published:
         _published(only, deck, only_label, as_json)
+        return
+    if serving is not None:
+        from sim.commands import serving as of_serving
+
+        of_serving.validate(serving, scenario, device, engine, out, as_json)
         return
     if silicon or kernels is not None:
         _silicon(as_json) if silicon else _kernels(str(kernels), device, engine, profile, out, as_json)
@@ -501,29 +699,44 @@ def _published(only: str | None, deck: str | None, only_label: str | None, as_js
 def calibrate(
     here: Annotated[bool, typer.Option("--here", help="Measure this machine.")] = False,
     kernels: Annotated[list[str] | None, typer.Option(help="Fit a device to a file of kernel timings.")] = None,
-    out: Annotated[str, typer.Option(help="Hardware profile to write; the engine's lies beside it.")] = "here.yaml",
-    device: Annotated[str, typer.Option(help="cpu (NumPy), cuda, torch-cpu; with --kernels: the hardware.")] = "cpu",
+    serving: Annotated[list[str] | None, typer.Option(help="Fit an engine to results of a serving benchmark.")] = None,
+    more: Annotated[list[str] | None, typer.Argument(help="Further files of --serving.", show_default=False)] = None,
+    scenario: Annotated[str | None, typer.Option(help="With --serving: model, hardware, engine, layout.")] = None,
+    engine: Annotated[str | None, typer.Option(help="With --serving: whose terms the fit starts from.")] = None,
+    out: Annotated[str, typer.Option(help="Profile to write; with --here the engine's lies beside it.")] = "here.yaml",
+    device: Annotated[str, typer.Option(help="cpu (NumPy), cuda, torch-cpu; else: the hardware measured.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, max=1024, help="BLAS threads; with 1, CPU time is measured.")] = 1,
     repeats: Annotated[int, typer.Option(min=1, max=100, help="Of everything; intervals are their range.")] = 3,
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier profile.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure this machine, or fit kernel timings, and write profiles with intervals; takes a minute or two."""
+    """Measure this machine, or fit kernel timings or served requests, and write profiles with intervals."""
     from datetime import date
 
     from sim import show
     from sim.calibrate import calibrate as measure
     from sim.calibrate import on_torch
+    from sim.calibration.here_steps import series
     from sim.calibration.torch_device import require
+    from sim.silicon.plots import pictures
     from sim.validation.seconds import rows, steps
 
     path = Path(out)
-    if here == bool(kernels):
-        raise ValueError("calibrate: add --here (measures this machine, a minute or two) or --kernels FILE, not both")
+    if (bool(here) + bool(kernels) + bool(serving)) != 1:
+        choices = "--here (measures this machine, a minute or two), --kernels FILE or --serving FILE"
+        raise ValueError(f"calibrate: add {choices}, one of them")
+    lost = {"FILE": more, "--scenario": scenario, "--engine": engine}
+    if not serving and any(lost.values()):
+        raise ValueError(f"{next(key for key in lost if lost[key])}: says something of served requests; add --serving")
     if path.suffix not in (".yaml", ".yml"):
         raise ValueError(f"--out: {out}: a profile's name ends in .yaml")
     if path.exists() and not overwrite:
         raise ValueError(f"--out: {out} exists; add --overwrite, or choose another name")
+    if serving:
+        from sim.commands.calibrate_serving import calibrate as fit_served
+
+        fit_served([*serving, *(more or [])], scenario, None if device == "cpu" else device, engine, path, as_json)
+        return
     if kernels:
         _fit_kernels(kernels, device, path, as_json)
         return
@@ -531,15 +744,17 @@ def calibrate(
     sizes = path.stem, date.today().year, threads, repeats
     found = measure(*sizes) if device == "cpu" else on_torch(device, *sizes)
     judged = [] if device == "cpu" else rows(steps(found.session))
-    files = found.save(path)
+    files = (*found.save(path), path.with_suffix(".png"))
+    pictures(series(found.machine, found.session), f"{path.stem}: steps of the fit", files[2])
     if as_json:
-        said = {"machine": found.machine, "ranges": found.ranges, "rates": found.by_threads}
+        said = {"machine": found.machine, "ranges": found.ranges, "rates": found.by_threads, "plot": str(files[2])}
         show.as_json({**said, **({"judged": [vars(r) for r in judged]} if judged else {})})
     elif device == "cpu":
-        show.calibration(found, files)
+        show.calibration(found, files[:2])
+        typer.echo(f"plot: {files[2]}")
     else:
         show.validation(judged)
-        typer.echo(f"hardware: {files[0]}\nengine: {files[1]}")
+        typer.echo(f"hardware: {files[0]}\nengine: {files[1]}\nplot: {files[2]}")
 
 
 def _fit_kernels(files: list[str], device: str, path: Path, as_json: bool) -> None:
@@ -557,7 +772,8 @@ def _fit_kernels(files: list[str], device: str, path: Path, as_json: bool) -> No
         show.as_json({"profile": str(path), "plot": str(picture), "notes": found.notes,
                       "folds": [vars(r) for r in found.folds]})  # fmt: skip
         return
-    show.judged(f"{device}: each fifth of the shapes predicted by a fit of the others", found.folds, found.notes)
+    title = f"{device}: each fifth of the shapes predicted by a fit of the others; then all by other devices alone"
+    show.judged(title, found.folds, found.notes)
     typer.echo(f"profile: {path}\nplot: {picture}")
 
 

@@ -21,7 +21,7 @@ PATHS = ("model", "hardware", "engine", "trace", "file", "lengths", "draft", "be
 
 
 def plain(data: Any, label: str) -> dict[str, Any]:
-    """The mapping with 1e3 as a number (YAML 1.1 reads text) and a priority's levels as whole numbers.
+    """The mapping with 1e3 as a number (YAML 1.1 reads text) and levels of priority and tenant as whole numbers.
 
     Raises ValueError, one line, for what no scenario file can hold: other types, values without end, too many or too
     deep.
@@ -71,7 +71,7 @@ class _Plain:
         return value
 
     def _key(self, key: Any, path: str) -> str | int:
-        level = path.endswith(("'priority'", "'points'"))
+        level = path.endswith(("'priority'", "'tenant'", "'points'"))
         if isinstance(key, str):
             return int(key) if level and LEVEL.fullmatch(key) else key
         if not isinstance(key, int) or not level:

@@ -7,7 +7,11 @@ from typing import NamedTuple
 
 
 class Request(NamedTuple):
-    """One row of a trace. ``samples`` sequences share the prompt; each emits ``output`` tokens."""
+    """One row of a trace. ``samples`` sequences share the prompt; each emits ``output`` tokens.
+
+    ``blocks``: ids of its content, one for every so many tokens; equal ids mean equal tokens up to the end of that
+    block (sim/serving/prefix.py). None: nothing is known of it.
+    """
 
     id: int
     arrival_ns: int
@@ -16,6 +20,8 @@ class Request(NamedTuple):
     samples: int = 1
     priority: int = 0
     session: int = -1
+    blocks: tuple[int, ...] | None = None
+    tenant: int = -1
 
 
 @dataclass(slots=True, eq=False)
@@ -43,6 +49,7 @@ class Sequence:
     first_token_ns: int = -1
     last_emit_ns: int = -1
     preemptions: int = 0
+    retries: int = 0
     rounds: int = 0
     drafted: int = 0
     accepted: int = 0
@@ -60,6 +67,14 @@ class Sequence:
 
     def restart(self) -> None:
         """Forget the KV cache: everything read or emitted so far has to be prefilled again."""
+        self._forget()
+        self.preemptions += 1
+
+    def move_on(self) -> None:
+        """The replica is gone, and the KV cache with it."""
+        self._forget()
+        self.retries += 1
+
+    def _forget(self) -> None:
         self.prefilled = 0
         self.prefill_tokens = self.request.prompt + sum(m.emitted for m in self.members)
-        self.preemptions += 1

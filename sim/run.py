@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sim.account import Accounts, account_pools
+from sim.account import Accounts, account_pools, pool_places
 from sim.build import Built, build_scenario, with_seed
 from sim.guard import memory_is_short, memory_limit_bytes, peak_memory_bytes
 from sim.request import Request
-from sim.scenario import Scenario
+from sim.scenario import FleetPart, GroupPart, Scenario
 from sim.serving.cluster import ClosedLoop, Cluster
+from sim.serving.conversation import Conversations
+from sim.serving.fleet import Fleet, FleetCluster, Group
 from sim.serving.pools import PooledCluster, Pools
 from sim.serving.record import Recorder
 from workloads import Columns, lengths, workload
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MOST_SAMPLES = 1 << 16
+FLUSH_EVERY = 256  # arrivals between two looks whether tables are full
 INTERRUPTED = "interrupted"
 
 
@@ -58,7 +61,9 @@ class Result:
     def accounts(self) -> Accounts:
         """Where the time and the energy went, by leap."""
         pools = [(one.setup.rounds, count) for one, count in self.built.pools]
-        return account_pools(pools, self.recorder.leaps.frame(), self.recorder.chunks.frame())
+        mode = self.scenario.energy.mode
+        leaps, chunks = self.recorder.leaps.frame(), self.recorder.chunks.frame()
+        return account_pools(pools, leaps, chunks, mode, pool_places(pools, self.recorder))
 
     @cached_property
     def request_columns(self) -> dict[str, Any]:
@@ -126,19 +131,29 @@ class Result:
 
 
 def simulate(
-    scenario: Scenario | Built, *, progress: Callable[[int], None] | None = None, stepping: bool = False
+    scenario: Scenario | Built,
+    *,
+    progress: Callable[[int], None] | None = None,
+    stepping: bool = False,
+    flush: Callable[[Recorder, bool], None] | None = None,
 ) -> Result:
     """Run to the end. ``progress`` is called with the number of requests that have arrived.
+
+    ``flush`` may take rows away from the recorder; it is called between arrivals, and with True at the end.
 
     Ctrl-C ends the run after the present event and the result says so; so does memory that runs short. Raises
     ValueError for a scenario that makes no sense or brings no request, DoesNotFit for one that cannot run.
     """
     built = scenario if isinstance(scenario, Built) else build_scenario(scenario, stepping)
     cpu_s, wall_s = time.process_time(), time.perf_counter()
-    traffic = _Traffic(built.scenario)
+    traffic = _Traffic(built.scenario, any(one.setup.prefix is not None for one, _ in built.pools))
     cluster = _cluster(built, traffic.arrivals(), progress)
+    if flush is not None:
+        cluster.progress = _flushing(cluster.recorder, flush, progress)
     with _Interruptible(cluster) as interruption, _uncollected():
         recorder = cluster.run()
+        if flush is not None:
+            flush(recorder, True)
     notes = [*traffic.notes, *interruption.notes]
     if not len(recorder.requests) and not interruption.notes:
         raise ValueError(f"workload: no request arrives{_reasons(traffic)}")
@@ -155,14 +170,49 @@ def simulate(
     )
 
 
+def _flushing(
+    recorder: Recorder, flush: Callable[[Recorder, bool], None], progress: Callable[[int], None] | None
+) -> Callable[[int], None]:
+    def arrived(count: int) -> None:
+        if progress is not None:
+            progress(count)
+        if not count % FLUSH_EVERY:
+            flush(recorder, False)
+
+    return arrived
+
+
 def _cluster(
-    built: Built, arrivals: Iterator[Request] | ClosedLoop, progress: Callable[[int], None] | None
+    built: Built, arrivals: Iterator[Request] | ClosedLoop | Conversations, progress: Callable[[int], None] | None
 ) -> Cluster:
+    entrance: Any = {"stale_ns": built.stale_ns, "admission": built.admission}
+    if built.scenario.fleet is not None:
+        fleet = FleetCluster(_fleet(built, built.scenario.fleet), built.router, arrivals, progress, **entrance)
+        built.events.attach(fleet)
+        return fleet
     if built.prefill is None or built.mover is None:
-        return Cluster(built.setup, built.scenario.replicas, built.router, arrivals, progress)
+        return Cluster(built.setup, built.scenario.replicas, built.router, arrivals, progress, **entrance)
     (prefill, readers), (decode, writers) = built.pools
     pools = Pools(prefill.setup, decode.setup, readers, writers, built.mover)
-    return PooledCluster(pools, built.router, arrivals, progress)
+    return PooledCluster(pools, built.router, arrivals, progress, **entrance)
+
+
+def _fleet(built: Built, said: FleetPart) -> Fleet:
+    groups = [
+        Group(
+            part.name, one.setup, part.replicas, part.weight, _rent(built.scenario, one, part),
+            one.shapes[0].total_parameters,
+        )
+        for one, part in zip(built.groups, said.groups, strict=True)
+    ]
+    return Fleet(tuple(groups), said.retries, said.resume)
+
+
+def _rent(scenario: Scenario, one: Built, part: GroupPart) -> float | None:
+    """Dollars an hour of one replica: said, or of its devices at the scenario's price, else that of their profile."""
+    said = scenario.cost.usd_per_device_hour
+    each = one.device.usd_per_hour if said is None else said
+    return part.usd_per_hour if part.usd_per_hour is not None or each is None else each * one.layout.devices
 
 
 def pairs(
@@ -204,16 +254,25 @@ def _uncollected() -> Iterator[None]:
 class _Traffic:
     """The scenario's workload as requests; a damaged trace ends the stream and leaves a note."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, told: bool = False) -> None:
+        self.told = told  # whether somebody wants to know what requests are made of
         self.spec = {k: v for k, v in scenario.workload.items() if v is not None}
         self.seed = scenario.seed
         self.notes: list[str] = []
         self.dropped: Counter[str] = Counter()
 
-    def arrivals(self) -> Iterator[Request] | ClosedLoop:
+    def arrivals(self) -> Iterator[Request] | ClosedLoop | Conversations:
         if "concurrency" in self.spec:
             return self._closed()
+        if "sessions" in self.spec:
+            return self._conversations(self.spec["sessions"])
         return self._requests(workload(self.spec, self.seed, dropped=self.dropped))
+
+    def _conversations(self, said: Mapping[str, Any]) -> Conversations:
+        requests = self._requests(workload(self.spec, self.seed, dropped=self.dropped))
+        return Conversations(
+            requests, float(said.get("think_time_s", 0.0)), bool(said.get("think_time_exponential", False))
+        )
 
     def _closed(self) -> ClosedLoop:
         stream = lengths(self.spec, self.seed, dropped=self.dropped)
@@ -235,7 +294,10 @@ class _Traffic:
                     limit_GB = memory_limit_bytes() / 1e9
                     self.notes.append(f"memory runs short ({limit_GB:.3g} GB in all): no more than {number} requests")
                     return
-                for row in zip(*_lists(chunk), strict=True):
+                blocks = _blocks(chunk) if self.told else []
+                if chunk.tenant is not None:
+                    blocks = [*(blocks or [[None] * len(chunk)]), chunk.tenant.tolist()]
+                for row in zip(*_lists(chunk), *blocks, strict=True):
                     yield Request(number, *row)
                     number += 1
         except ValueError as error:  # a TraceError, or what no table of rules foresees (a rate_scale beyond the clock)
@@ -254,6 +316,11 @@ def _sound(chunks: Iterator[Columns]) -> Iterator[Columns]:
             allowed = f"must be a whole number >= 1 and <= {MOST_SAMPLES}"
             raise ValueError(f"workload: samples: {chunk.samples[bad]}: {allowed}")
         yield chunk
+
+
+def _blocks(chunk: Columns) -> list[list[Any]]:
+    """The ids of what each request is made of, if the trace has them."""
+    return [] if chunk.hash_ids is None else [[tuple(ids.tolist()) for ids in chunk.hash_ids]]
 
 
 def _lists(chunk: Columns) -> list[list[int]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, field_validator
 
 from hardware_profiles.strict_yaml import read, value
 from sim.plain import beside, plain
@@ -51,7 +51,7 @@ class LayoutPart(_Part):
 
     ``tensor`` devices share each layer, ``pipeline`` stages hold consecutive layers, ``data`` ranks share the experts,
     which are dealt to ``expert`` groups. ``node_devices`` (null: all) are joined by the device's own link, others by
-    ``network_GBps``.
+    ``network_GBps``. ``link``, ``collectives``, ``overlap``, ``sequence_parallel``: sim/analytic/layout.py.
     """
 
     tensor: Count = 1
@@ -61,6 +61,10 @@ class LayoutPart(_Part):
     node_devices: Count | None = None
     network_GBps: Positive | None = None
     network_latency_us: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 0.0
+    link: Literal["nvlink", "ici", "pcie", "ethernet"] | None = None
+    collectives: Literal["flat", "hierarchical"] = "flat"
+    overlap: Literal["none", "full"] = "none"
+    sequence_parallel: bool = False
 
 
 class PoolPart(_Part):
@@ -75,21 +79,217 @@ class PoolPart(_Part):
 class PoolsPart(_Part):
     """Prompts read in one pool and tokens written in another, and the link over which a cache moves between them.
 
-    ``link_GBps`` and ``link_latency_us`` are those of a replica, in either direction (docs/layouts.md).
+    ``link_GBps`` and ``link_latency_us`` are those of a replica, in either direction (docs/layouts.md). ``overlap``:
+    ``layers`` sends a cache layer by layer while its prompt is read, ``none`` whole once there is room for it.
     """
 
     link_GBps: Positive
     prefill: PoolPart = PoolPart()
     decode: PoolPart = PoolPart()
     link_latency_us: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 0.0
+    overlap: Literal["none", "layers"] = "none"
+
+
+class SwitchTierPart(_Part):
+    """From ``waiting`` waiting sequences on, the model with these further variants."""
+
+    waiting: Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
+    variants: list[Choice] = Field(default_factory=list)
+
+
+class SwitchPart(_Part):
+    """A model that is served smaller the more requests wait (docs/faults-and-scaling.md).
+
+    A tier is left once fewer than its ``waiting`` less ``hysteresis`` wait; a change of tier takes ``switch_ms``.
+    """
+
+    tiers: Annotated[list[SwitchTierPart], Field(min_length=2, max_length=16)]
+    hysteresis: Annotated[int, Field(strict=True, ge=0, le=1_000_000)] = 0
+    switch_ms: Annotated[float, Field(strict=True, ge=0, le=1e6)] = 0.0
+
+
+class GroupPart(_Part):
+    """Replicas that are alike: how many, and in what they differ from the scenario (null: in nothing).
+
+    ``weight`` is for routers that share by weight; ``usd_per_hour`` is the rent of one replica, all its devices.
+    """
+
+    name: str
+    replicas: Annotated[int, Field(strict=True, ge=0, le=MOST_REPLICAS)] = 1
+    model: str | None = None
+    hardware: str | None = None
+    engine: str | None = None
+    clock: Literal["fixed", "governed"] | None = None
+    layout: LayoutPart | None = None
+    precision: PrecisionPart | None = None
+    variants: list[Choice] | None = None
+    policy: Choice | None = None
+    switch: SwitchPart | None = None
+    scheduler: Choice | None = None
+    kv: KvPart | None = None
+    weight: Positive = 1.0
+    usd_per_hour: Positive | None = None
+
+
+def _instants(said: Any) -> Any:
+    """One instant is a list of one."""
+    return [said] if isinstance(said, int | float) and not isinstance(said, bool) else said
+
+
+Seconds = Annotated[float, Field(strict=True, ge=0, le=1e9, allow_inf_nan=False)]
+SECOND_SCHEMA = {"type": "number", "minimum": 0, "maximum": 1e9}
+INSTANT_LIST = {"type": "array", "items": SECOND_SCHEMA, "minItems": 1, "maxItems": 10_000}
+INSTANTS_SCHEMA = {"anyOf": [SECOND_SCHEMA, INSTANT_LIST]}
+Instants = Annotated[
+    list[Seconds], Field(min_length=1, max_length=10_000), BeforeValidator(_instants), WithJsonSchema(INSTANTS_SCHEMA)
+]
+
+
+class FaultsPart(_Part):
+    """Replicas of a group (null: of all) that fail (docs/faults-and-scaling.md).
+
+    At random, every ``mtbf_h`` hours of one replica on average, or at ``at_s``: all, or the one in place ``slot``. Each
+    is repaired in ``repair_s`` (null: never), as a mean if ``repair`` is ``exponential``, and starts in ``start_s``.
+    """
+
+    group: str | None = None
+    slot: Annotated[int, Field(strict=True, ge=0, lt=MOST_REPLICAS)] | None = None
+    mtbf_h: Positive | None = None
+    at_s: Instants | None = None
+    repair_s: Seconds | None = 0.0
+    repair: Literal["fixed", "exponential"] = "fixed"
+    start_s: Seconds = 0.0
+
+
+class SpotPart(_Part):
+    """Replicas of a group that are taken back: each ``rate_per_h`` times an hour on average, or all at ``at_s``.
+
+    They are told ``notice_s`` before and drain, and come ``back_s`` (null: never) after they went.
+    """
+
+    group: str
+    rate_per_h: Positive | None = None
+    at_s: Instants | None = None
+    notice_s: Seconds = 120.0
+    back_s: Seconds | None = 0.0
+    start_s: Seconds = 0.0
+
+
+class RestartPart(_Part):
+    """A rolling restart at ``at_s`` of a group (null: of all): at most ``at_once`` replicas are out for it.
+
+    Each drains, for at most ``drain_s`` (null: as long as it takes), and then starts in ``start_s``.
+    """
+
+    at_s: Instants
+    group: str | None = None
+    at_once: Annotated[int, Field(strict=True, ge=1, le=MOST_REPLICAS)] = 1
+    drain_s: Seconds | None = None
+    start_s: Seconds = 0.0
+
+
+class AutoscalePart(_Part):
+    """A group whose replicas follow the load, as Kubernetes' HPA does: ceil(load / ``target``), ``min`` to ``max``.
+
+    ``metric``, looked at every ``every_s``: requests ``outstanding`` or ``waiting``, the share of KV memory, or the
+    ``percentile`` of TTFT over ``window_s``. ``down_after_s``: that long nobody asked for more before one goes.
+    """
+
+    group: str
+    min: Annotated[int, Field(strict=True, ge=0, le=MOST_REPLICAS)] = 1
+    max: Annotated[int, Field(strict=True, ge=1, le=MOST_REPLICAS)]
+    metric: Literal["outstanding", "waiting", "kv", "ttft_ms"] = "outstanding"
+    target: Positive
+    every_s: Annotated[float, Field(strict=True, ge=0.001, le=1e9)] = 15.0
+    start_s: Seconds = 0.0
+    down_after_s: Seconds = 300.0
+    tolerance: Fraction = 0.1
+    window_s: Annotated[float, Field(strict=True, ge=0.001, le=1e9)] = 60.0
+    percentile: Annotated[float, Field(strict=True, gt=0, lt=100)] = 99.0
+
+
+class FleetPart(_Part):
+    """Groups of replicas, and what becomes of a request whose replica fails (docs/fleet.md).
+
+    It is tried ``retries`` more times, elsewhere: with what it has emitted (``resume``) or from the start. What makes
+    replicas come and go is in docs/faults-and-scaling.md.
+    """
+
+    groups: Annotated[list[GroupPart], Field(min_length=1, max_length=256)]
+    retries: Annotated[int, Field(strict=True, ge=0, le=1000)] = 3
+    resume: bool = True
+    faults: Annotated[list[FaultsPart], Field(max_length=256)] = Field(default_factory=list)
+    spot: Annotated[list[SpotPart], Field(max_length=256)] = Field(default_factory=list)
+    restarts: Annotated[list[RestartPart], Field(max_length=256)] = Field(default_factory=list)
+    autoscale: Annotated[list[AutoscalePart], Field(max_length=256)] = Field(default_factory=list)
+
+
+class LimitsPart(_Part):
+    """What one tenant may do; null: as much as it likes. ``burst``: requests that may come at once at a rate."""
+
+    rate_per_s: Annotated[float, Field(strict=True, gt=0, le=1e9)] | None = None
+    burst: Count = 1
+    max_outstanding: Count | None = None
+
+
+class TenantPart(LimitsPart):
+    """A tenant by the ``number`` that its requests carry, and its own limits in place of ``admission.each``."""
+
+    number: Annotated[int, Field(strict=True, ge=0, lt=1 << 31)]
+
+
+class AdmissionPart(_Part):
+    """Who may come in at the gateway (docs/fleet.md); null: no limit.
+
+    ``max_outstanding`` requests are on replicas, ``max_held`` wait at the gateway, for at most ``queue_s``. ``fair``:
+    next is the tenant with the fewest on replicas. ``each``: limits of every tenant without its own.
+    """
+
+    max_outstanding: Count | None = None
+    max_held: Annotated[int, Field(strict=True, ge=0, le=10_000_000)] | None = None
+    queue_s: Annotated[float, Field(strict=True, ge=0, le=1e9)] | None = None
+    fair: bool = False
+    each: LimitsPart = LimitsPart()
+
+
+class ClassPart(_Part):
+    """Requests of one priority, and what they were promised in place of the ``slo``; null promises nothing."""
+
+    priority: Annotated[int, Field(strict=True, ge=-(1 << 31), lt=1 << 31)]
+    ttft_ms: Positive | None = None
+    tpot_ms: Positive | None = None
+    e2el_ms: Positive | None = None
+    percentile: Annotated[float, Field(strict=True, gt=0, lt=100)] = 99
 
 
 class PrecisionPart(_Part):
-    """Number formats of weights, activations and KV cache."""
+    """Number formats of weights, activations and KV cache; ``compute``: what products of linear layers multiply in
+    (null: the wider of weights and activations).
+    """
 
     weights: str = "bf16"
     activations: str = "bf16"
     kv: str = "bf16"
+    compute: str | None = None
+
+
+class TierPart(_Part):
+    """Memory below a replica's own that keeps blocks evicted from above: size, bandwidth and latency of one replica."""
+
+    name: Annotated[str, Field(strict=True, pattern="^[a-z][a-z0-9_]{0,19}$")]
+    GB: Positive
+    GBps: Positive
+    latency_us: Annotated[float, Field(strict=True, ge=0, le=1e9, allow_inf_nan=False)] = 0.0
+
+
+class PrefixPart(_Part):
+    """KV blocks of earlier prompts are kept and found again (docs/prefix-caching.md).
+
+    ``evict``: who goes first. ``tiers``: what lies below a replica's own memory, fastest first.
+    """
+
+    evict: Literal["lru", "fifo", "lfu"] = "lru"
+    tiers: Annotated[list[TierPart], Field(max_length=8)] = Field(default_factory=list)
 
 
 class KvPart(_Part):
@@ -97,6 +297,7 @@ class KvPart(_Part):
 
     ``memory_fraction`` of the device's memory is the engine's; ``watermark`` is the share of KV memory that admission
     leaves free; ``reserve_tokens`` is what ``reserved`` sets aside for a sequence (null: the model's longest context).
+    ``prefix_cache``: null for none.
     """
 
     mode: Literal["paged", "reserved"] = "paged"
@@ -104,6 +305,30 @@ class KvPart(_Part):
     memory_fraction: Annotated[float, Field(strict=True, gt=0, le=1)] | None = None
     watermark: Fraction = 0.0
     reserve_tokens: Count | None = None
+    prefix_cache: PrefixPart | None = None
+
+
+class PlanPart(_Part):
+    """What ``plan`` searches, what a plan must keep beside the ``slo``, and how carefully (docs/planning.md).
+
+    ``search``: values to try by key of the scenario, every combination; ``devices`` stands for all legal layouts over
+    so many, ``pools`` for prefill and decode replicas (1P3D; none). ``rate``: requests/s (null: the workload's), times
+    ``growth``. ``confidence``: that one more run meets every objective, judged from ``seeds`` runs. ``requests``: at
+    least, of a run that looks for a capacity. ``keep``: plans that are confirmed and ranked.
+    """
+
+    search: dict[str, Annotated[list[Any], Field(min_length=1, max_length=10_000)]] = Field(default_factory=dict)
+    rate: Positive | None = None
+    growth: Positive = 1.0
+    confidence: Annotated[float, Field(strict=True, gt=0.5, lt=1)] = 0.9
+    seeds: Annotated[int, Field(strict=True, ge=2, le=1000)] = 5
+    requests: Annotated[int, Field(strict=True, ge=100, le=1_000_000)] = 1500
+    keep: Annotated[int, Field(strict=True, ge=1, le=1000)] = 8
+    max_replicas: Annotated[int, Field(strict=True, ge=1, le=MOST_REPLICAS)] = 256
+    max_usd_per_hour: Positive | None = None
+    max_usd_per_million_output_tokens: Positive | None = None
+    usd_per_device_hour: dict[str, Positive] = Field(default_factory=dict)
+    link_GBps: Positive | None = None
 
 
 class SloPart(_Part):
@@ -113,6 +338,29 @@ class SloPart(_Part):
     tpot_ms: Positive | None = None
     e2el_ms: Positive | None = None
     percentile: Annotated[float, Field(strict=True, gt=0, lt=100)] = 99
+
+
+class EnergyPart(_Part):
+    """How joules are counted and what is added to them (docs/energy-and-money.md).
+
+    ``mode``: ``coefficients`` (FLOPs, bytes and idle power: a floor) or ``tdp`` (TDP while rounds run: a ceiling).
+    ``rounds``: joules of the ``mean`` round of a leap, or of ``each``, counted as it runs, which takes its time.
+    ``host_W`` of servers and ``power_cap_W`` are a device's. Intensity and PUE: Patterson et al. 2021, table 4.
+    """
+
+    mode: Literal["coefficients", "tdp"] = "coefficients"
+    rounds: Literal["mean", "each"] = "mean"
+    power_cap_W: Positive | None = None
+    host_W: Annotated[float, Field(strict=True, ge=0, le=1e5, allow_inf_nan=False)] = 0.0
+    pue: Annotated[float, Field(strict=True, ge=1, le=10, allow_inf_nan=False)] = 1.1
+    grid_gCO2_per_kWh: Annotated[float, Field(strict=True, ge=0, le=1e4, allow_inf_nan=False)] = 429.0
+
+
+class CostPart(_Part):
+    """What is paid: rent by device (null: the dated price of its profile), and electricity where that is not in it."""
+
+    usd_per_device_hour: Annotated[float, Field(strict=True, ge=0, le=1e6, allow_inf_nan=False)] | None = None
+    usd_per_kWh: Annotated[float, Field(strict=True, ge=0, le=1e3, allow_inf_nan=False)] = 0.0
 
 
 class PublishedPart(_Part):
@@ -153,19 +401,27 @@ class Scenario(_Part):
     precision: PrecisionPart = PrecisionPart()
     variants: list[Choice] = Field(default_factory=list)
     policy: Choice = "autoregressive"
+    switch: SwitchPart | None = None
     scheduler: Choice | None = None
     kv: KvPart = KvPart()
     replicas: Annotated[int, Field(strict=True, ge=1, le=MOST_REPLICAS)] = 1
     pools: PoolsPart | None = None
+    fleet: FleetPart | None = None
     router: Choice = "round_robin"
+    admission: AdmissionPart | None = None
+    tenants: dict[str, TenantPart] = Field(default_factory=dict)
+    classes: dict[str, ClassPart] = Field(default_factory=dict)
     workload: dict[str, Any]
     slo: SloPart = SloPart()
+    energy: EnergyPart = EnergyPart()
+    cost: CostPart = CostPart()
     quality: Annotated[
         Literal["lossless", "any"] | Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)],
         BeforeValidator(_quality),
     ] = "lossless"
     published: list[PublishedPart] = Field(default_factory=list)
     warmup_s: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 0.0
+    plan: PlanPart | None = None
     seed: Annotated[int, Field(strict=True, ge=0, lt=1 << 63)] = 0
 
     @classmethod

@@ -39,6 +39,8 @@ def complete(schema: Json) -> Json:
         said = properties[key]
         unset = [{"type": "null"}] if said.get("default", "") is None else []
         properties[key] = {"default": said.get("default"), "anyOf": [*_plugins(package), *unset]}
+    for router in properties["router"]["anyOf"][1:]:
+        router["properties"]["stale_s"] = {"type": "number", "minimum": 0, "default": 0}  # of every router
     properties["variants"]["items"] = {"anyOf": _variants()}
     properties["workload"] = workload()
     for key, names in _names().items():

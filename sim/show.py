@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from sim.scenario import dump_json
+from sim.uncertain.summary import flat
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from sim.validation.row import Row
 
 EVERY = 256  # arrivals between two looks at the progress bar
+SHOWN_INTERVALS = ("mean", "p99", "output_tokens_per_s", "attainment", "joules_per_output_token",
+                   "usd_per_million_output_tokens")  # fmt: skip
 MOST_SHOWN = 40  # rows of a speedup study on a screen
 
 
@@ -169,6 +172,9 @@ def result(result: Result, folder: str) -> None:
     latency(metrics["latency"], title)
     out.print()
     grid("", ["", ""], [[label, value] for label, value in _outcome(metrics) if value is not None])
+    if "uncertainty" in metrics:
+        out.print()
+        uncertainty(metrics)
     out.print()
     if metrics["phases"]:
         phases(metrics["phases"])
@@ -177,6 +183,17 @@ def result(result: Result, folder: str) -> None:
     for warning in metrics["warnings"]:
         out.print(f"warning: {warning}")
     out.print(f"results: {folder}", soft_wrap=True)
+
+
+def uncertainty(metrics: Mapping[str, Any]) -> None:
+    """The 80 % interval of what is shown of a run, the point beside it."""
+    found, point = metrics["uncertainty"], flat(metrics)
+    shown = [name for name in found["metrics"] if name.split(".")[-1] in SHOWN_INTERVALS]
+    grid(f"80 % intervals, {found['samples']} samples of the hardware", ["", "point", "p10", "p50", "p90"], [
+        [name, point[name], *found["metrics"][name].values()] for name in shown
+    ])  # fmt: skip
+    for note in found["notes"]:
+        console().print(f"note: {note}")
 
 
 def _machines(result: Result) -> str:
@@ -220,10 +237,15 @@ def phases(found: Mapping[str, Any]) -> None:
     grid("what bound each phase", ["phase", "busy (s)", "rounds", "MFU", "MBU", *causes], rows)
 
 
+def _counts(count: Any) -> Any:
+    """A number, or several by name."""
+    return ", ".join(f"{n} {name}" for name, n in count.items()) if isinstance(count, dict) else count
+
+
 def _outcome(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """What the run delivered and what it took; None where a value does not exist."""
     requests, throughput, goodput = metrics["requests"], metrics["throughput"], metrics["goodput"] or {}
-    yield from ((name, count) for name, count in requests.items() if name in ("arrived", "finished") or count)
+    yield from ((n, _counts(count)) for n, count in requests.items() if n in ("arrived", "finished") or count)
     offline = metrics["cost"]["offline"]
     yield "makespan (s)" if offline else "duration (s)", metrics["duration_s"]
     yield "requests per second", throughput["requests_per_s"]
@@ -232,13 +254,29 @@ def _outcome(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "share of requests within the SLO", _percent(goodput.get("attainment"))
     yield "share of the time in which rounds ran", _percent(metrics["utilisation"]["busy"])
     yield "peak share of KV memory in use", _percent(metrics["kv"]["peak_share"])
+    if metrics["prefix_cache"]:
+        yield "prompt tokens found in the prefix cache", _percent(metrics["prefix_cache"]["hit_rate"])
     if metrics["acceptance"]["drafted_tokens"]:
         yield "tokens per decode round", metrics["acceptance"]["mean_accepted_length"]
         yield "draft tokens accepted", _percent(metrics["acceptance"]["draft_acceptance_rate"])
     yield "joules per output token", metrics["energy"]["joules_per_output_token"]
     yield "mean power (W)", metrics["energy"]["mean_W"]
+    yield "kilojoules, floor and ceiling", _span(metrics["energy"], "floor_joules", "ceiling_joules")
+    yield "carbon (g CO2)", metrics["energy"]["gCO2"]
     yield "dollars", metrics["cost"]["usd"]
+    yield "dollars per hour", metrics["cost"]["usd_per_hour"]
     yield "dollars per million output tokens", metrics["cost"]["usd_per_million_output_tokens"]
+    split = metrics["cost"]["split"]
+    if split["usd_per_million_input_tokens"] is not None and split["usd_per_million_output_tokens"] is not None:
+        shared = (number(split[f"usd_per_million_{kind}_tokens"]) for kind in ("input", "output"))
+        yield "shared out: per million input and output tokens", " and ".join(shared)
+
+
+def _span(section: Mapping[str, Any], low: str, high: str) -> str | None:
+    """Two numbers of joules as kilojoules."""
+    if section[low] is None or section[high] is None:
+        return None
+    return f"{number(section[low] / 1e3)} to {number(section[high] / 1e3)}"
 
 
 def _percent(share: float | None) -> str | None:
@@ -383,10 +421,30 @@ def comparison(comparison: Comparison) -> None:
     console().print(f"{c.requests} paired requests; intervals from {c.method}")
     for note in c.notes:
         console().print(f"note: {note}")
+    if c.uncertainty is not None:
+        differences(c.uncertainty)
 
 
-def speedups(found: Curve, answers: list[Answer], target: float | None, points: list[Measured]) -> None:
-    """The best points of a speedup study, what was solved for, and measurements beside ours."""
+def differences(found: Mapping[str, Any]) -> None:
+    """The 80 % interval of each difference over samples of the hardware."""
+    title = f"80 % intervals of B - A, {found['samples']} samples of the hardware, the same in both"
+    grid(title, ["", "p10", "p50", "p90"], [[name, *one.values()] for name, one in found["metrics"].items()])
+    for note in found["notes"]:
+        console().print(f"note: {note}")
+
+
+def speedups_plain(
+    found: Curve, answers: list[Answer], points: list[Measured], notes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """A speedup study as `--json` shows it."""
+    said = {"notes": list(notes)} if notes else {}
+    return {"best": found.row(found.best), "points": list(found.rows()), "solve": answers, "measured": points, **said}
+
+
+def speedups(
+    found: Curve, answers: list[Answer], target: float | None, points: list[Measured], notes: Sequence[str] = ()
+) -> None:
+    """The best points of a speedup study, what was solved for, measurements beside ours, and notes."""
     fixed = {axis.path: number(axis.values[0]) for axis in found.axes if len(axis.values) == 1}
     names = [axis.path for axis in found.axes if len(axis.values) > 1] or [found.axes[0].path]
     rows = sorted((row for row in found.rows() if row["best"]), key=lambda row: (row["batch"], row["context"]))
@@ -396,7 +454,9 @@ def speedups(found: Curve, answers: list[Answer], target: float | None, points: 
     what = "choice at each batch and context" if len(rows) > 1 else "point"
     title = f"speedup over autoregressive decoding{', ' if at else ''}{at}: the best {what}"
     head = ["tokens a round", "round (ms)", "step (ms)", "tokens/s", "speedup", "fits"]
-    columns = ("expected_tokens", "round_ms", "step_ms", "tokens_per_s", "speedup")
+    columns = ["expected_tokens", "round_ms", "step_ms", "tokens_per_s", "speedup"]
+    if "speedup_p10" in found.table:
+        head[-1:], columns = ["p10", "p90", "fits"], [*columns, "speedup_p10", "speedup_p90"]
     grid(title, [*(name.removeprefix("policy.") for name in names), *head], [
         [number(row[names[0]]), *(row[n] for n in (*names[1:], *columns)), "yes" if row["fits"] else "no"]
         for row in rows[:MOST_SHOWN]
@@ -410,6 +470,8 @@ def speedups(found: Curve, answers: list[Answer], target: float | None, points: 
         grid("measured", ["at", "measured", "ours", "error"], [
             [", ".join(f"{k} {v}" for k, v in p.at), p.speedup, p.ours, _signed(p.error)] for p in points
         ])  # fmt: skip
+    for note in notes:
+        console().print(f"note: {note}", soft_wrap=True)
 
 
 def tuned(found: Tuned) -> None:
@@ -463,6 +525,9 @@ def validation(rows: list[Row]) -> None:
 def silicon(sections: list[Section]) -> None:
     """The tables of `validate --silicon`, its verdicts, and what was left out by name."""
     for section in sections:
+        if section.covered:
+            coverage(section)
+            continue
         judged(section.title, section.rows, section.left_out)
         grid("over the tables", ["quantity", "tables", "median", "p90", "datasheet", "target", "limit", ""], [
             [v.quantity, v.tables, _percent(v.median), _percent(v.p90), _percent(v.textbook),
@@ -472,11 +537,21 @@ def silicon(sections: list[Section]) -> None:
         ])  # fmt: skip
 
 
+def coverage(section: Section) -> None:
+    """How many measurements lie within their intervals."""
+    grid(section.title, ["", "device", "n", "inside", "allowed", ""], [
+        [c.what, c.device, c.n, _percent(c.share), c.allowed,
+         "" if c.limits is None else "ok" if c.passed else "FAILED"]
+        for c in section.covered
+    ])  # fmt: skip
+
+
 def section_plain(section: Section) -> dict[str, Any]:
     """A section as `--json` shows it."""
     verdicts = [{**vars(v), "met": v.met, "passed": v.passed} for v in section.verdicts]
     return {"title": section.title, "passed": section.passed, "left_out": section.left_out, "verdicts": verdicts,
-            "tables": [vars(row) for row in section.rows]}  # fmt: skip
+            "tables": [vars(row) for row in section.rows],
+            "coverage": [{**vars(c), "passed": c.passed} for c in section.covered]}  # fmt: skip
 
 
 def judged(title: str, rows: list[Judged], notes: Iterable[str]) -> None:

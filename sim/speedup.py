@@ -5,7 +5,8 @@ it (``policy: hire``) go, the scenario's own stay; overrides may make it anythin
 Everything comes through the policy: a long future under evenly spread luck gives the tokens of a round and its mean
 channels at one context; the policy's own passes turn those into work, and the scenario's device into seconds. A mean
 count of tokens is costed between its two whole neighbours, as ``sim/account.py`` does: exact where a pass is bound by
-memory, slightly low near the ridge point for policies whose rounds differ in length.
+memory, slightly low near the ridge point for policies whose rounds differ in length. A pass that not every sequence
+runs is costed where anybody does, in 1 - (1 - q)^batch of the rounds: sequences draft independently of each other.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from sim.quality import Losses, losses
 from sim.scenario import Scenario, override
 from sim.serving.rounds import Rounds
 
-__all__ = ["COLUMNS", "Curve", "Grid", "Known", "Ratio", "curve", "curve_of", "operations_factor", "step_ratio"]
+__all__ = ["COLUMNS", "Curve", "Grid", "Known", "Ratio", "curve", "curve_of", "in_the_mean", "law_of",
+           "operations_factor", "round_seconds", "step_ratio"]  # fmt: skip
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -43,6 +45,7 @@ COLUMNS = (
 )  # fmt: skip
 PLAIN = Autoregressive()
 COUNTED = ("tokens", "logit_rows", "everywhere")
+DECODED = (*COUNTED, "decode_pairs", "decode_reads", "cross_pairs", "cross_reads")
 
 
 @dataclass(frozen=True)
@@ -192,11 +195,11 @@ class Grid(NamedTuple):
         ``prompt_s``: what reading ``prompts`` adds to a round; a round of its own where the scheduler mixes none.
         """
         contexts = np.broadcast_to(np.asarray(context, dtype=np.int64), batch.shape)
-        expected, totals = _law(policy, built.setup.rounds, batch, contexts)
+        expected, totals = law_of(policy, built.setup.rounds, batch, contexts)
         rounds, prompt_s = built.setup.rounds, np.zeros(batch.shape)
-        seconds = _round_s(rounds, policy, batch, totals)
+        seconds = round_seconds(rounds, policy, batch, totals)
         if prompts is not None and getattr(built.scheduler, "mixes", False):
-            prompt_s = _round_s(rounds, policy, batch, totals, prompts) - seconds
+            prompt_s = round_seconds(rounds, policy, batch, totals, prompts) - seconds
         elif prompts is not None:
             prompt_s = prompt_s + float(rounds.seconds(0, None, prompts, 1))
         return cls(batch, expected, seconds, _fits(built, policy, batch, contexts), prompt_s)
@@ -211,9 +214,9 @@ def _evaluate(
     built: Built, policy: Policy, batch: Ints, context: Ints, step_s: Floats, ratio: Ratio | None
 ) -> dict[str, NDArray[Any]]:
     rounds = built.setup.rounds
-    expected, totals = _law(policy, rounds, batch, context)
+    expected, totals = law_of(policy, rounds, batch, context)
     if ratio is None or policy.name == PLAIN.name:
-        round_s = _round_s(rounds, policy, batch, totals)
+        round_s = round_seconds(rounds, policy, batch, totals)
     else:
         round_s = ratio.seconds(_passes(policy, batch, totals, rounds.windows), step_s)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -228,7 +231,7 @@ def _evaluate(
     }
 
 
-def _law(policy: Policy, rounds: Rounds, batch: Ints, context: Ints) -> tuple[Floats, Floats]:
+def law_of(policy: Policy, rounds: Rounds, batch: Ints, context: Ints) -> tuple[Floats, Floats]:
     """Tokens a round, shape [points], and channels of the whole batch, shape [channels, points]."""
     if hasattr(policy, "loaded"):  # it depends on the batch
         expected, totals = np.zeros(batch.shape), np.zeros((policy.channels(rounds.windows), len(batch)))
@@ -256,20 +259,57 @@ def _passes(
     return policy.passes(batch, totals, prompts, windows)
 
 
-def _round_s(
+def round_seconds(
     rounds: Rounds, policy: Policy, batch: Ints, totals: Floats, prompts: Prompts | None = None
 ) -> Floats:
     """Seconds of a round with these mean totals, one more sequence reading ``prompts`` in it; shape [points]."""
     rounds = replace(rounds, policy=policy)  # whose host time it is: a replica is kept for many choices of options
-    passes = rounds.passes(batch, totals, prompts)
-    sequences, run = batch + (prompts is not None), rounds.layers_run(passes)
+    passes, shares, launched = in_the_mean(rounds, batch, rounds.passes(batch, totals, prompts))
+    sequences, run = batch + (prompts is not None), rounds.layers_run(launched)
     host_s: Any = rounds.host_s(sequences, batch, run, prompts) + np.zeros(batch.shape)
     total = np.zeros(batch.shape) if rounds.beside else host_s
-    for one in passes:
+    for one, share in zip(passes, shares, strict=True):
         seconds = _pass_s(rounds.costs[one.model], one.work)
+        seconds = seconds if share is None else seconds * share
         for step in seconds if seconds.ndim == 2 else [seconds]:  # added in order: the same bits alone and in a grid
             total = total + step
     return np.asarray((np.maximum(host_s, total) if rounds.beside else total) * rounds.slots)
+
+
+def in_the_mean(
+    rounds: Rounds, batch: Ints, passes: Iterable[Pass]
+) -> tuple[list[Pass], list[Floats | None], list[Pass]]:
+    """Passes of mean counts as they are in the rounds that run them, the share of rounds that do (None: all), and what
+    the host launches in a mean round.
+    """
+    found = list(passes)
+    shares = [_share_run(one.work, -(-batch // rounds.shares)) for one in found]
+    pairs = list(zip(found, shares, strict=True))
+    where = [one if share is None else one._replace(work=_where_run(one.work, share)) for one, share in pairs]
+    return where, shares, [_run(one, share) for one, share in pairs]
+
+
+def _share_run(work: Work, batch: Ints) -> Floats | None:
+    """Share of rounds that run a pass in which fewer sequences take part than there are, each by itself: those in which
+    anybody does. None where all of them run it.
+    """
+    chance = np.asarray(np.maximum(work.tokens, work.logit_rows) / batch)  # heads alone have rows and no tokens
+    return None if np.all(chance >= 1.0) else np.asarray(1.0 - (1.0 - np.minimum(chance, 1.0)) ** batch)
+
+
+def _where_run(work: Work, share: Floats) -> Work:
+    """Mean work of a pass in the rounds that run it."""
+    times = np.divide(1.0, share, out=np.zeros(share.shape), where=share > 0)
+    decoded = {name: getattr(work, name) for name in DECODED}
+    return work._replace(**{
+        name: tuple(c * times for c in field) if isinstance(field, tuple) else field * times
+        for name, field in decoded.items() if field is not None
+    })  # fmt: skip
+
+
+def _run(one: Pass, share: Floats | None) -> Pass:
+    """The same pass, its tokens being the share of rounds in which the host launches it."""
+    return one if share is None else one._replace(work=one.work._replace(tokens=share))
 
 
 def _pass_s(cost: Cost, work: Work) -> Floats:
@@ -345,15 +385,17 @@ class Known:
 
     def step_s(self, settings: Sequence[str], batch: Ints, context: Ints) -> Floats:
         """Seconds that the baseline takes for each token of a sequence; shape [points]."""
-        built, policy = self._baseline(settings)
+        built, policy = self.baseline(settings)
         key = (id(built), batch.tobytes(), context.tobytes())
         if key not in self._steps:
-            expected, totals = _law(policy, built.setup.rounds, batch, context)
-            self._steps[key] = _round_s(built.setup.rounds, policy, batch, totals) / expected
+            expected, totals = law_of(policy, built.setup.rounds, batch, context)
+            self._steps[key] = round_seconds(built.setup.rounds, policy, batch, totals) / expected
         return self._steps[key]
 
-    def _baseline(self, settings: Sequence[str]) -> tuple[Built, Policy]:
-        """Where the policy brings no variants, its own replica decoding autoregressively: drafts stay in memory."""
+    def baseline(self, settings: Sequence[str]) -> tuple[Built, Policy]:
+        """What settings are compared with; where the policy brings no variants, its own replica decoding
+        autoregressively: drafts stay in memory.
+        """
         said = self._with(settings).get("policy", PLAIN.name)
         if not self.against and not names.expand(said, [])[1]:
             built, _ = self.of(settings)

@@ -20,10 +20,13 @@ from sim.plugin import build, discover
 from sim.policies import Windows
 from sim.policies.encoded import Encoded
 from sim.request import Request
+from sim.routers import GroupFacts
 from sim.routers.round_robin import RoundRobin
+from sim.serving.admission import REASONS
 from sim.serving.cluster import ClosedLoop, Cluster
 from sim.serving.dealt import DealtRounds
 from sim.serving.encoded_kv import EncodedKv
+from sim.serving.fleet import Fleet, FleetCluster, Group
 from sim.serving.governor import Power
 from sim.serving.kv import KvBudget, Span
 from sim.serving.luck import Luck
@@ -107,11 +110,24 @@ SCHEDULERS: dict[str, list[dict[str, Any]]] = {
     "chunked": [
         {"token_budget": 12, "max_sequences": 6}, {"token_budget": 64, "max_sequences": 3},
         {"token_budget": 24, "max_sequences": 6, "whole": True},
+        {"token_budget": 24, "max_sequences": 6, "batch_wait": 3},
     ],
     "continuous": [{"token_budget": 30, "max_sequences": 6}],
     "static": [{"max_sequences": 4}],
 }
-ROUTERS: dict[str, list[dict[str, Any]]] = {"round_robin": [{}]}
+ROUTERS: dict[str, list[dict[str, Any]]] = {
+    "round_robin": [{}],
+    "random": [{}],
+    "weighted": [{}],
+    "central_queue": [{"slots": 1}, {}],
+    "least_outstanding": [{}, {"by_weight": True}],
+    "least_kv": [{}],
+    "power_of_two": [{}, {"choices": 3}],
+    "session_sticky": [{}, {"otherwise": "random"}],
+    "prefix_affinity": [{}],
+    "cost_aware": [{"limit": 0.5}, {"limit": 2}],
+    "by_size": [{"groups": ["a", "b"], "steps": [9]}, {"groups": ["b"], "steps": [], "among": "power_of_two"}],
+}
 
 
 def examples(package: str, table: dict[str, list[dict[str, Any]]]) -> list[Any]:
@@ -145,6 +161,7 @@ def _moe(experts: int = 8, chosen: int = 2) -> NDArray[np.float64]:
 
 EXPERTS = _moe()
 TINY_CLOCK = Clock(120, 110, 100, 40, 5, 20_000, 120.0, 50.0)  # a window of a few rounds
+FLOORED_CLOCK = replace(TINY_CLOCK, voltage_floor_MHz=85)
 
 
 @dataclass(frozen=True)
@@ -237,6 +254,14 @@ class Case:
     request_ns: int = 0
     plan_ahead: int = 0
     overlap: str = "sum"
+    stale_ns: int = 0
+    admission: Any = None
+    others: tuple[Any, ...] = ()
+    group: tuple[str, float, float | None] = ("", 1.0, None)
+
+    def facts(self, place: int, seats: int) -> GroupFacts:
+        """What routers know of the case as a group of a fleet; ``group``: its name, weight and rent."""
+        return GroupFacts(self.group[0], place, *self.group[1:], seats)
 
     def models(self) -> tuple[Windows, ...]:
         """Attention kinds of the target and of each draft; a draft has the kinds in reverse order."""
@@ -303,8 +328,13 @@ def round_ends(replicas: int) -> Iterator[Ends]:
 def run_engine(case: Case, stepping: bool = False) -> tuple[Told, Cluster, Recorder]:
     """Run the real engine on a case; ``stepping``: with a timeout for every round."""
     arrivals = case.closed_loop() or iter(case.requests)
-    cluster = Cluster(case.setup(stepping), case.replicas, case.router, arrivals)
-    with round_ends(case.replicas) as ends:
+    options: Any = {"stale_ns": case.stale_ns, "admission": case.admission}
+    if case.others:
+        groups = [Group(c.group[0], c.setup(stepping), c.replicas, *c.group[1:]) for c in (case, *case.others)]
+        cluster: Cluster = FleetCluster(Fleet(tuple(groups)), case.router, arrivals, **options)
+    else:
+        cluster = Cluster(case.setup(stepping), case.replicas, case.router, arrivals, **options)
+    with round_ends(sum(c.replicas for c in (case, *case.others))) as ends:
         recorder = cluster.run()
     return told_by(recorder, ends), cluster, recorder
 
@@ -317,6 +347,7 @@ def told_by(recorder: Recorder, ends: Ends) -> Told:
     assert len(told.requests) == len(rows), "every request ends exactly once"
     gaps, weights = recorder.gaps.weighted()
     told.gaps = Counter(dict(zip(gaps.tolist(), weights.tolist(), strict=True)))
+    told.refused = sorted((number, REASONS[reason]) for number, reason in recorder.refused.array().tolist())
     leaps = recorder.leaps.frame()
     starts = [leaps["start_ns"][leaps["replica"] == i] for i in range(len(ends))]
     told.chunks = sorted((r, int(starts[r][n]), *rest) for r, n, *rest in recorder.chunks.array().tolist())
@@ -344,5 +375,5 @@ def trace(n: int, mean_gap_ns: int, seed: int, quantum_ns: int = 1, samples: int
 def longer(requests: tuple[Request, ...], tokens: int) -> tuple[Request, ...]:
     """The same requests with so many more output tokens."""
     return tuple(
-        Request(r.id, r.arrival_ns, r.prompt, r.output + tokens, r.samples, r.priority, r.session) for r in requests
+        r._replace(output=r.output + tokens) for r in requests
     )

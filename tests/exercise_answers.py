@@ -25,12 +25,15 @@ from worked_solutions import (
 from analysis.plots import mean_error_percent
 from sim import theory
 from sim.build import load_device
+from sim.planning.verdict import Judged, bounds
 from sim.policies.tree import Tree
 from sim.reference.demos import PET_DRAFT, PET_TARGET, rejection
 from sim.variants.number_grid import Grid
 from sim.variants.topk import union
 
 A10, L7, L13 = load_device("a10"), shipped("llama-2-7b"), shipped("llama-2-13b")
+# five p99s whose logarithms have mean ln 30 and standard deviation 0.1 (of a sample)
+FIVE_RUNS = [30 * float(np.exp(0.1 * z)) for z in np.array([-2, -1, 0, 1, 2]) / np.sqrt(2.5)]
 SERVED_PER_S, IN_SYSTEM_S, BUSY = 20, 5, 0.8
 
 
@@ -67,6 +70,10 @@ ANSWERS: dict[str, Callable[[], float | str]] = {
     "6.1": lambda: float(SERVED_PER_S * IN_SYSTEM_S),
     "6.2": lambda: BUSY / (1 - BUSY),
     "6.3": lambda: 2.5 / (1000 * 3600) * 1e6,
+    "7.1": lambda: 15e9 / load_device("l4").memory_Bps * 1e3,
+    "7.2": lambda: float(np.ceil(25 * 1.1 / 6.3)),
+    "7.3": lambda: 3 * 1.8 / (2400 * 3600) * 1e6,
+    "7.4": lambda: round(bounds([Judged((("tpot_ms", ms),)) for ms in FIVE_RUNS], 0.9)["tpot_ms"], 6),
     "8.1": lambda: float(np.sqrt(0.7 * 0.3 / 1000)),
     "8.2": lambda: 12 * 0.05,
     "8.3": lambda: mean_error_percent(
@@ -90,5 +97,10 @@ SLIPS: dict[str, list[tuple[float | str, str]]] = {
     "5.2": [(4.125, "the zero points are missing, four bits a group"), (4.0, "scales and zero points are missing")],
     "5.3": [(80, "rows overlap: a unit that two rows chose is read once"), (10, "that is one row's share")],
     "6.2": [(5.0, "that is waiting and service; how long does it wait?"), (0.2, "that is the share of idle time")],
+    "7.2": [(4.0, "that is today's traffic: next year it is 10 % more"),
+            (27.5 / 6.3, "devices come whole")],
+    "7.3": [(0.2083333333333333, "that is one of three devices")],
+    "7.4": [(30 * float(np.exp(1.533 * 0.1 / np.sqrt(5))), "that is a bound on the mean, not on one more run"),
+            (30 * float(np.exp(1.533 * 0.1)), "the mean of five runs is not known exactly either: sqrt(1 + 1/n)")],
     "8.2": [(11.4, "that is how many should hold")],
 }  # fmt: skip

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import heapq
+import math
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any
 
 from engine_setup import Case, round_ends, told_by
@@ -107,23 +109,33 @@ class SlowDecode(SlowReplica):
 
 @dataclass
 class Wires:
-    """One move at a time out of each sender and into each receiver."""
+    """One move at a time out of each sender and into each receiver.
+
+    ``used``: by wire, until when what was asked for keeps it busy at best, and when the last of it is over.
+    """
 
     mover: Mover
-    free_ns: dict[int, int] = field(default_factory=dict)
+    used: dict[int, tuple[int, int]] = field(default_factory=dict)
     under_way: list[tuple[int, SlowPrefill, SlowDecode, Job]] = field(default_factory=list)
+    arrived: list[Job] = field(default_factory=list)
     rows: list[tuple[int, ...]] = field(default_factory=list)
 
     def move(self, sender: SlowPrefill, receiver: SlowDecode, job: Job, now: int) -> None:
-        """Begin when both wires are free."""
-        tokens, start = job.request.prompt, now
+        """Begin when both wires are free; layer by layer, from the first one on, while the prompt is read."""
+        tokens, start, behind = job.request.prompt, now, now
+        layers = self.mover.layers or 1
+        if self.mover.layers:
+            start = math.ceil(job.admitted_ns + Fraction(now - job.admitted_ns, layers))
         for wire in (sender.index, receiver.index):
-            start = max(start, self.free_ns.get(wire, 0))
+            busy, over = self.used.get(wire, (0, 0))
+            start, behind = max(start, busy), max(behind, over)
         moved = 0
         for span in self.mover.spans:
             moved += span.token_bytes * (tokens if span.window is None or tokens < span.window else span.window)
-        end = start + max(1, round((self.mover.latency_s + moved / self.mover.link_Bps) * 1e9))
-        self.free_ns[sender.index] = self.free_ns[receiver.index] = end
+        sent = start + max(1, round((self.mover.latency_s + moved / self.mover.link_Bps) * 1e9))
+        tail = max(1, round((self.mover.latency_s + moved / layers / self.mover.link_Bps) * 1e9))
+        end = max(sent, behind + tail)
+        self.used[sender.index] = self.used[receiver.index] = (sent, end)
         self.under_way.append((end, sender, receiver, job))
         self.rows.append((job.request.id, sender.index, receiver.index, now, start, end, tokens, moved))
 
@@ -133,9 +145,23 @@ class Wires:
             if end == now:
                 asleep -= {sender.index, receiver.index}
                 del sender.leaving[job.request.id]
+                if job in receiver.landing:
+                    receiver.landing.remove(job)
+                    receiver.ready.append(job)
+                else:
+                    self.arrived.append(job)
+        self.under_way = [one for one in self.under_way if one[0] != now]
+
+    def claim(self, receiver: SlowDecode, now: int) -> None:
+        """Whoever was let in after its cache had come is ready when the plan has been made; nobody runs: plan anew."""
+        while there := [job for job in receiver.asked if job in self.arrived]:
+            for job in there:
+                self.arrived.remove(job)
+                receiver.asked.remove(job)
                 receiver.landing.remove(job)
                 receiver.ready.append(job)
-        self.under_way = [one for one in self.under_way if one[0] != now]
+            if receiver.plan_now is None:
+                receiver.plan(now)
 
 
 def step_pools(case: PoolCase) -> tuple[Told, list[SlowReplica], list[tuple[int, ...]]]:
@@ -151,6 +177,7 @@ def step_pools(case: PoolCase) -> tuple[Told, list[SlowReplica], list[tuple[int,
     probe.told = told
     everyone: list[SlowReplica] = [*senders, *later]
     wires, read_by = Wires(case.mover), dict[int, SlowPrefill]()
+    streamed = case.mover.layers is not None
     known = loop.requests[: loop.concurrency] if loop else one.requests
     coming = [(0 if loop else r.arrival_ns, r.id, r) for r in known]
     asleep: set[int] = set()  # whoever found nothing to run plans again when it is disturbed
@@ -158,22 +185,24 @@ def step_pools(case: PoolCase) -> tuple[Told, list[SlowReplica], list[tuple[int,
     while times := [
         *(r.end_ns for r in everyone if r.plan_now), *(t for t, _, _ in coming[:1]), *(w[0] for w in wires.under_way)
     ]:  # fmt: skip
-        now = min(times)
+        now, wanted = min(times), list[tuple[Job, SlowDecode]]()
         for replica in everyone:
             if replica.plan_now and replica.end_ns == now:
                 replica.settle(now)
         for sender in senders:
             for job in sender.read:
                 read_by[job.request.id] = sender
-                receiver = later[one.router.pick(job.request, len(later), ())]
+                receiver = later[job.request.id % len(later)]
                 receiver.take(job, now)
                 asleep.discard(receiver.index)
+                if streamed:
+                    wanted.append((job, receiver))
             sender.read.clear()
         wires.land(now, asleep)
         _ask_again(one, everyone, coming, now)
         while coming and coming[0][0] == now:
             request = _at(heapq.heappop(coming)[2], now)
-            reader = senders[one.router.pick(request, len(senders), ())]
+            reader = senders[request.id % len(senders)]
             reader.arrive(request, now)
             asleep.discard(reader.index)
             _ask_again(one, everyone, coming, now)
@@ -181,9 +210,13 @@ def step_pools(case: PoolCase) -> tuple[Told, list[SlowReplica], list[tuple[int,
             if replica.plan_now is None and (replica.line or replica.admitted or replica.unseen):
                 if replica.index not in asleep:
                     replica.plan(now)
+                if streamed and isinstance(replica, SlowDecode):
+                    wires.claim(replica, now)
                 if replica.plan_now is None:
                     asleep.add(replica.index)
-        for job, receiver in sorted(((j, r) for r in later for j in r.asked), key=lambda pair: pair[0].request.id):
+        if not streamed:
+            wanted = [(job, receiver) for receiver in later for job in receiver.asked]
+        for job, receiver in sorted(wanted, key=lambda pair: pair[0].request.id):
             wires.move(read_by.pop(job.request.id), receiver, job, now)
         for receiver in later:
             receiver.asked.clear()

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from slow_gateway import SlowGateway
 
 from sim.policies import Chunk, Chunks, Future
 from sim.request import Request
-from sim.routers import ReplicaState
+from sim.routers import GroupFacts, ReplicaState
 from sim.schedulers import Plan
 
 FINISHED, REJECTED = 0, 1
@@ -64,7 +65,8 @@ class Told:
     ``requests``: the recorder's row by request id. ``round_ends``: by replica. ``emits``: by request id, the sorted
     ends of the decode rounds in which its samples emitted. ``gaps``: how often each inter-token gap was seen.
     ``chunks``: (replica, start of the round, request, cached, new, last). ``sums``: by replica, sequence-rounds and
-    the sum of every channel. ``clocks``: by replica, MHz of every round, 0 where the clock is fixed.
+    the sum of every channel. ``clocks``: by replica, MHz of every round, 0 where the clock is fixed. ``refused``:
+    (request, reason) of those that the gateway refused.
     """
 
     requests: dict[int, tuple[int, ...]] = field(default_factory=dict)
@@ -74,6 +76,7 @@ class Told:
     chunks: list[tuple[int, ...]] = field(default_factory=list)
     sums: list[list[int]] = field(default_factory=list)
     clocks: list[list[int]] = field(default_factory=list)
+    refused: list[tuple[int, str]] = field(default_factory=list)
 
 
 class SlowReplica:
@@ -96,6 +99,7 @@ class SlowReplica:
         self.kv_at: dict[int, int] = {}
         self.delayed: list[tuple[int, Job]] = []  # when they enter
         self.unseen: list[tuple[int, Job]] = []  # when they entered
+        self.held_since: int | None = None  # rounds begun before the plan that could have taken the first who waits
         self.starts: list[int] = []
         self.MHz = setup.power.clock.rated_MHz if setup.power else 0
         self.set_ns, self.drawn_nJ = 0, [0]
@@ -125,10 +129,10 @@ class SlowReplica:
             chosen.append(job)
             yield job
 
-    def _place(self, job: Job) -> tuple[int, int, int]:
+    def _place(self, job: Job) -> tuple[int, int, int, int]:
         request = job.request
         by_order = {"fcfs": 0, "shortest_prompt": request.prompt, "priority": -request.priority}
-        return (0 if job.preemptions else 1, by_order[self.setup.scheduler.order], request.id)
+        return (0 if job.preemptions else 1, by_order[self.setup.scheduler.order], request.arrival_ns, request.id)
 
     # --- KV memory, counted from the bytes of a token
 
@@ -178,12 +182,18 @@ class SlowReplica:
 
     # --- arrivals and plans
 
+    @property
+    def seats(self) -> int:
+        return min(self.most_decoding, getattr(self.setup.scheduler, "max_sequences", self.most_decoding))
+
+    def could_serve(self, request: Request) -> bool:
+        last = request.prompt + request.output - 1 + self.tokens_per_round
+        fits = self.group(request.prompt, [last] * request.samples) <= self.setup.kv.capacity_bytes
+        return request.samples <= self.seats and request.prompt + request.output <= self.setup.max_context and fits
+
     def arrive(self, request: Request, now: int) -> None:
         job = Job(request, [Sample(i) for i in range(request.samples)], request.prompt)
-        last = request.prompt + request.output - 1 + self.tokens_per_round
-        seats = min(self.most_decoding, getattr(self.setup.scheduler, "max_sequences", self.most_decoding))
-        fits = self.group(request.prompt, [last] * request.samples) <= self.setup.kv.capacity_bytes
-        if request.samples > seats or request.prompt + request.output > self.setup.max_context or not fits:
+        if not self.could_serve(request):
             self._tell(job, now, REJECTED)
         else:
             self.delayed.append((now + round(self.setup.rounds.engine.request_s * 1e9), job))
@@ -194,12 +204,22 @@ class SlowReplica:
         self.unseen += [(now, job) for at, job in self.delayed if at == now]
         self.delayed = [(at, job) for at, job in self.delayed if at != now]
 
+    def moments(self) -> list[int]:
+        """When something happens here that is no end of a round."""
+        return [at for at, _ in self.delayed]
+
     def _see(self) -> None:
         """A plan was made when the round ``plan_ahead`` rounds before it began: it knows who had entered by then."""
         ahead = self.setup.rounds.engine.plan_ahead
         seen = [job for at, job in self.unseen if ahead == 0 or at <= ([-1] * ahead + self.starts)[-ahead]]
+        begun, since = len(self.starts), self.held_since
+        if seen:
+            self.held_since = since = begun if since is None else since
+            seen = seen if begun >= since + getattr(self.setup.scheduler, "batch_wait", 0) else []
         if not seen and not self.admitted and not self.line:
             seen = [job for _, job in self.unseen]
+        if seen:
+            self.held_since = None
         self.line += seen
         self.unseen = [(at, job) for at, job in self.unseen if job not in seen]
 
@@ -285,15 +305,18 @@ class SlowReplica:
         if power is not None:
             joules = float(np.asarray(rounds.joules(seats, column, prompts)).reshape(-1)[0])
             share = self.MHz / power.clock.rated_MHz
-            running_W = power.clock.busy_W * (share * share * share) * power.devices
+            volts = max(self.MHz, power.clock.voltage_floor_MHz) / power.clock.rated_MHz
+            running_W = power.clock.busy_W * (share * volts * volts) * power.devices
             self.drawn_nJ.append(round(joules * 1e9 + (self.end_ns - self.start_ns) * running_W))
 
     def _tier_for(self, seats: int) -> int:
-        """Where gamma follows the load: the tier of a round with so many seats; nanoseconds that a change costs."""
+        """Where gamma or model follows the load: the tier of a round of so many seats; what a change costs, ns."""
         policy, before = self.setup.policy, self.tier
         if not hasattr(policy, "ladder"):
             return 0
-        starts = [tier.batch for tier in policy.ladder]
+        if hasattr(policy, "follows"):
+            seats = len(self.line)
+        starts = [tier[0] for tier in policy.ladder]  # its batch, or its line
         reached = max(i for i, start in enumerate(starts) if start <= seats)
         kept = max(i for i, start in enumerate(starts) if i == 0 or seats + policy.hysteresis >= start)
         self.tier = max(reached, min(before, kept))
@@ -302,6 +325,8 @@ class SlowReplica:
     def _draw_in_tier(self, job: Job, sample: Sample, left: int) -> tuple[int, int, int]:
         """The same coin decides in every tier; it is compared with as many survival probabilities as are drafted."""
         policy = self.setup.policy
+        if hasattr(policy, "follows"):
+            return 1, 0, self.tier  # no draft: the tier itself is noted
         gamma = policy.ladder[self.tier].gamma
         coin = self.setup.luck.of(job.request.id, sample.number).uniforms("acceptance", sample.round, 1)[0]
         kept = sum(coin < alive for alive in policy.survival[:gamma].tolist())
@@ -373,7 +398,7 @@ class SlowReplica:
         self.finished.append(r)
         self.told.requests[r.id] = (
             r.id, r.arrival_ns, job.admitted_ns, job.first_token_ns, now, r.prompt, r.output, r.samples, job.rounds,
-            job.drafted, job.accepted, job.preemptions, self.index, status, r.priority, r.session,
+            job.drafted, job.accepted, job.preemptions, self.index, status, r.priority, r.session, 0, r.tenant,
         )  # fmt: skip
 
 
@@ -382,43 +407,57 @@ def cached(job: Job, sample: Sample) -> int:
     return job.request.prompt + sample.emitted - 1
 
 
-def step(case: Any) -> tuple[Told, list[SlowReplica]]:
+def step(case: Any, kind: Any = SlowReplica) -> tuple[Told, list[Any]]:
     """Run a case of tests/engine_setup.py round by round; the replicas come back for what they noted on the way."""
-    told, setup, loop = Told(), case.setup(), case.closed_loop()
-    replicas = [SlowReplica(i, setup, told) for i in range(case.replicas)]
+    told, loop, replicas, facts = Told(), case.closed_loop(), list[Any](), list[GroupFacts]()
+    for place, one in enumerate([case, *case.others]):
+        setup = one.setup()
+        for _ in range(one.replicas):
+            replicas.append(kind(len(replicas), setup, told))
+            facts.append(one.facts(place, replicas[-1].seats))
+    gateway = SlowGateway(case, replicas, facts, told)
     known = loop.requests[: loop.concurrency] if loop else case.requests
     coming = [(0 if loop else r.arrival_ns, r.id, r) for r in known]
     heapq.heapify(coming)
     while times := [
         *(r.end_ns for r in replicas if r.plan_now),
         *(t for t, _, _ in coming[:1]),
-        *(t for r in replicas for t, _ in r.delayed),
+        *(t for r in replicas for t in r.moments()),
+        *gateway.moments(),
     ]:
         now = min(times)
+        gateway.poll(now, settled=False)
         for replica in replicas:
             if replica.plan_now and replica.end_ns == now:
                 replica.settle(now)
-        _ask_again(case, replicas, coming, now)
+        askers = [*replicas, gateway]
+        _ask_again(case, askers, coming, now)
+        gateway.poll(now, settled=True)
         for replica in replicas:
             replica.enter(now)
-        while coming and coming[0][0] == now:
-            request = _at(heapq.heappop(coming)[2], now)
-            states = [r.state() for r in replicas] if case.router.needs_state else ()
-            replicas[case.router.pick(request, len(replicas), states)].arrive(request, now)
-            _ask_again(case, replicas, coming, now)
+        looking = True
+        while looking:
+            while coming and coming[0][0] == now:
+                gateway.arrive(_at(heapq.heappop(coming)[2], now), now)
+                _ask_again(case, askers, coming, now)
+            looking = gateway.dispatch(now)
+            _ask_again(case, askers, coming, now)
         for replica in replicas:
             if replica.plan_now is None and (replica.line or replica.admitted or replica.unseen):
                 replica.plan(now)
     told.chunks.sort()
     told.emits = {request: sorted(times) for request, times in told.emits.items()}
+    most = max(len(sums) for sums in told.sums)
+    told.sums = [sums + [0] * (most - len(sums)) for sums in told.sums]
+    told.refused = sorted(gateway.refused)
     return told, replicas
 
 
 def _at(r: Request, now: int) -> Request:
-    return Request(r.id, now, r.prompt, r.output, r.samples, r.priority, r.session)
+    return r._replace(arrival_ns=now)
 
 
-def _ask_again(case: Any, replicas: list[SlowReplica], coming: list[tuple[int, int, Request]], now: int) -> None:
+def _ask_again(case: Any, replicas: list[Any], coming: list[tuple[int, int, Request]], now: int) -> None:
     """In a closed loop, a user whose request has ended thinks and sends the next one of its own."""
     loop = case.closed_loop()
     for replica in replicas:

@@ -292,6 +292,8 @@ def test_lists(decodesim: Command) -> None:
     assert "gamma=4" in decodesim("policies").out
     assert {"autoregressive", "speculative"} <= {p["name"] for p in json.loads(decodesim("policies", "--json").out)}
     assert decodesim("variants").status == 0
+    assert "least_outstanding" in decodesim("routers").out
+    assert "token_budget" in decodesim("schedulers").out
     assert "azure-2023-conv" in decodesim("trace", "list").out
     assert json.loads(decodesim("trace", "info", "sharegpt-300", "--json").out)["rows"] == 300
     assert json.loads(decodesim("schema").out)["title"] == "decodesim scenario"

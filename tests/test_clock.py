@@ -53,6 +53,12 @@ def test_the_clock_stays_in_its_range() -> None:
     assert POWER.next_MHz(60, 10**12, 20_000) == TINY_CLOCK.base_MHz
 
 
+def test_below_the_voltage_floor_units_draw_by_the_clock_alone() -> None:
+    """Floor at 80 of 100 MHz: at 90 the cube, 50 * 0.9^3 = 36.45 W; at 40 its 0.4 times 0.8^2 of 50 W, 12.8 W."""
+    floored = replace(TINY_CLOCK, voltage_floor_MHz=80)
+    assert [floored.busy_W_at(MHz) for MHz in (90, 40)] == pytest.approx([36.45, 12.8], rel=1e-12)
+
+
 def test_running_units_draw_by_the_cube_of_the_clock() -> None:
     """At half of the rated clock an eighth of 50 W, on two devices, for 1,000 ns, beside 3 uJ: 12,500 + 3,000 nJ."""
     assert TINY_CLOCK.busy_W_at(50) == 6.25
@@ -128,11 +134,12 @@ def test_a_class_default_is_said_aloud() -> None:
     "change, said",
     [
         ({"rated_MHz": 1201}, "whole steps above base"),
-        ({"top_MHz": 1425}, "clock: 915, 1200, 1425, 1410 in steps of 15"),
+        ({"top_MHz": 1425}, "clock: 915, 1155, 1425, 1410 in steps of 15"),
         ({"cap_W": 50}, "clock.cap_W is 50, allowed: above power.idle_W"),
         ({"busy_W": 500}, "outside its own interval"),
         ({"window_s": 0}, "clock.window_s is 0"), ({"boost_MHz": 1410.0}, "clock.boost_MHz"),
         ({"turbo": 1}, "clock.turbo"),
+        ({"voltage_floor_MHz": 1170, "interval": {}}, "voltage_floor_MHz is 1170, allowed: up to"),
     ],
 )  # fmt: skip
 def test_a_broken_clock_is_refused(change: dict[str, Any], said: str) -> None:
@@ -196,7 +203,7 @@ def test_clock_and_power_under_sixteen_loads() -> None:
     clock = np.array([o.mean_MHz / load.mean_MHz - 1 for o, load in zip(found, measured, strict=True)])
     power = np.array([o.mean_W / load.mean_W - 1 for o, load in zip(found, measured, strict=True)])
     for errors in (clock, power):
-        assert abs(errors).mean() < 0.04 and abs(errors[1::2]).mean() < 0.04 and abs(errors).max() < 0.065
+        assert abs(errors).mean() < 0.025 and abs(errors[1::2]).mean() < 0.025 and abs(errors).max() < 0.065
     durations = [o.duration_s / load.duration_s - 1 for o, load in zip(found, measured, strict=True)]
     assert np.abs(durations).max() < 0.04
 
@@ -217,9 +224,10 @@ def test_the_shipped_energies_are_those_of_the_fit() -> None:
     built = service()
     clock, energy = built.device.clock, built.device.energy
     assert clock is not None and energy is not None
-    busy_W, flop_pJ = fit_power(built, loads()[::2], clock.cap_W)
+    busy_W, flop_pJ, floor_MHz = fit_power(built, loads()[::2], clock.cap_W)
     assert busy_W == pytest.approx(clock.busy_W, rel=0.03)
     assert flop_pJ == pytest.approx(energy.joules_per_flop("fp16") * 1e12, rel=0.03)
+    assert floor_MHz == clock.voltage_floor_MHz
 
 
 def _kernel_file() -> Any:

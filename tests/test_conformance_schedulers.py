@@ -1,4 +1,4 @@
-"""What every scheduler and router owes: found by name, watched while the real engine runs on them."""
+"""What every scheduler owes: found by name, watched while the real engine runs on them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from engine_setup import ROUTERS, SCHEDULERS, Case, examples, label, longer, run_engine, schedulers, trace
-from hypothesis import given, settings
+from engine_setup import SCHEDULERS, Case, label, longer, run_engine, schedulers, trace
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.plugin import build, discover
 from sim.policies.autoregressive import Autoregressive
 from sim.policies.speculative import Speculative
 from sim.request import Request, Sequence
-from sim.routers import ReplicaState
 from sim.schedulers import ORDERS, Plan
 from sim.serving.queue import WaitingLine
 
@@ -38,6 +37,8 @@ class Watched:
         before = facts(view)
         plan: Plan = self.inner.plan(view)
         assert told(self.inner.plan(view)) == told(plan), "planning again without a change gives the same plan"
+        if hasattr(self.inner, "admits"):
+            assert self.inner.admits(view) == (plan.admit > 0), "who is asked quickly says the same"
         assert facts(view) == before, "a plan is a thought: it changes nothing"
         check(self.inner, view, plan)
         self.plans[view.env.now] = told(plan)
@@ -132,9 +133,7 @@ def test_a_scheduler_is_a_frozen_dataclass_of_its_options(name: str) -> None:
         assert kind().decode_seats(rows) >= 1
 
 
-@pytest.mark.parametrize(
-    "package, name", [*(("sim.schedulers", n) for n in NAMES), *(("sim.routers", n) for n in ROUTERS)]
-)
+@pytest.mark.parametrize("package, name", [("sim.schedulers", n) for n in NAMES])
 def test_options_are_checked(package: str, name: str) -> None:
     """Every option refuses nonsense with a ValueError of one line that names it, and a misspelt one is suggested."""
     with pytest.raises(ValueError, match=r"^x\.orders?: [^\n]+$"):
@@ -208,33 +207,6 @@ def test_who_is_served_next(name: str, order: str, want: list[int]) -> None:
     requests = tuple(Request(i, i, prompts[i], 3, priority=priorities[i]) for i in range(4))
     told, _, _ = run_engine(Case(Autoregressive(), scheduler, requests))
     assert sorted(told.requests, key=lambda i: told.requests[i][2]) == want
-
-
-# --- routers --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("router", examples("sim.routers", ROUTERS), ids=label)
-@settings(max_examples=60)
-@given(
-    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 100)), min_size=1, max_size=6),
-    st.integers(0, 10**6),
-)
-def test_a_router_picks_a_replica(router: Any, loads: list[tuple[int, int, int]], number: int) -> None:
-    """An index within range, the same when asked again: no state of its own."""
-    states = [ReplicaState(w, r, k, 100) for w, r, k in loads]
-    request = Request(number, 0, 5, 5)
-    picked = router.pick(request, len(states), states if router.needs_state else ())
-    assert 0 <= picked < len(states)
-    assert picked == router.pick(request, len(states), states if router.needs_state else ())
-
-
-@pytest.mark.parametrize("name", sorted(discover("sim.routers")))
-def test_a_router_is_a_frozen_dataclass(name: str) -> None:
-    """No base class, values that compare and hash."""
-    kind = discover("sim.routers")[name]
-    made = build("sim.routers", "router", {"name": name, **ROUTERS[name][0]})
-    assert kind.__bases__ == (object,) and made == build("sim.routers", "router", {"name": name, **ROUTERS[name][0]})
-    assert hash(made) == hash(made) and isinstance(made.needs_state, bool)
 
 
 def test_every_scheduler_has_an_example() -> None:

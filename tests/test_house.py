@@ -203,7 +203,10 @@ def test_the_design_page_names_only_what_may_exist(house: Tree) -> None:
     drawn = diagram.read(ROOT)
     names = [name for line in drawn.lines for name in line]
     assert len(names) == len(set(names))
-    clocks = ("clock", "replica", "cluster", "pools", "link", "faults", "autoscale")
+    clocks = (
+        "clock", "replica", "cluster", "pools", "fleet", "gateway", "sight", "evacuate", "link", "faults", "autoscale",
+        "outages", "restarts", "events",
+    )  # fmt: skip
     assert drawn.clocked <= {f"sim.serving.{n}" for n in clocks}
     assert 0 < drawn.deciding < len(drawn.lines) - 1
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from engine_setup import Case, trace
 from pool_stepper import pooled
@@ -55,7 +57,7 @@ def test_what_does_not_fit_says_what_a_device_would_hold() -> None:
 @pytest.mark.parametrize(
     "layout", [{"pipeline": 2}, {"tensor": 2}, {"tensor": 2, "pipeline": 2}, {"data": 2, "expert": 2}]
 )
-def test_a_run_does_the_same_work_in_every_layout(layout: dict[str, int]) -> None:
+def test_a_run_does_the_same_work_in_every_layout(layout: dict[str, Any]) -> None:
     """FLOPs of all devices of a run are those of one large one, but for routers; each request gains the same tokens."""
     base = scenario(MIXED, precision={"weights": "fp8"})
     runs = [simulate(one) for one in (base, base.with_settings([f"layout.{k}={v}" for k, v in layout.items()]))]
@@ -97,6 +99,7 @@ def test_drafts_may_have_fewer_layers_than_stages() -> None:
             {"pools": {"link_GBps": 1, "decode": {"layout": {"tensor": 3}}}, "layout": {"tensor": 2}},
             r"pools\.decode: layout\.tensor: 3 does not",
         ),
+        ({"pools": {"link_GBps": 1, "overlap": "layer"}}, r"pools\.overlap: 'layer'"),
         ({"pools": {"link_GBps": 0}}, r"pools\.link_GBps: 0: must be greater"),
     ],
 )
@@ -130,6 +133,20 @@ def test_pools_move_whole_caches_and_pay_for_all_devices() -> None:
     assert run.metrics["energy"]["idle_joules"] == pytest.approx(
         idle_W * (2 * (end_s - busy[0]) + 4 * (end_s - busy[1]))
     )
+
+
+def test_moves_are_summed_up_and_saved(tmp_path: Path) -> None:
+    """Bytes are the same however they leave; of 80 layers one is left after the prompt; the table has the rows."""
+    whole, streamed = (simulate(scenario(pools={**POOLS, "overlap": how})) for how in ("none", "layers"))
+    one, other = (run.metrics["moves"] for run in (whole, streamed))
+    assert one["count"] == other["count"] == 30 and one["bytes"] == other["bytes"] == 30 * 700 * 327680
+    assert one["left_ms"] == pytest.approx(one["mean_ms"] + one["wait_ms"])
+    times = streamed.recorder.moves.frame()
+    assert (times["end_ns"] - times["asked_ns"]).min() == round(20_000 + 700 * 327680 / 80 / 40)
+    assert other["left_ms"] < one["left_ms"]
+    rows = pq.read_table(streamed.save(str(tmp_path / "run")) + "/moves.parquet").to_pydict()
+    assert sum(rows["bytes"]) == other["bytes"] and sorted(rows["request"]) == list(range(30))
+    assert simulate(scenario(layout={"tensor": 4})).metrics["moves"] is None
 
 
 def test_pools_of_different_devices_are_accounted_apart() -> None:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from analytic_models import DENSE, LATENT, MOE, WINDOWED, calibrated, device
-from engine_setup import TINY_CLOCK, Case, label, longer, policies, run_engine, schedulers, trace
+from engine_setup import FLOORED_CLOCK, TINY_CLOCK, Case, label, longer, policies, run_engine, schedulers, trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stepper import Told, step
@@ -178,11 +178,12 @@ class Emptiest:
     """A router that goes where least KV memory is taken, and notes what it saw."""
 
     seen: list[Any] = field(default_factory=list)
-    needs_state: ClassVar[bool] = True
+    pulls: ClassVar[bool] = False
 
-    def pick(self, request: Request, replicas: int, states: Any) -> int:
+    def pick(self, request: Request, view: Any) -> int:
+        states = [view.state(i) for i in range(view.count)]
         self.seen.append((request.id, tuple(states)))
-        return min(range(replicas), key=lambda i: (states[i].kv_bytes, states[i].running, i))
+        return min(range(view.count), key=lambda i: (states[i].kv_bytes, states[i].running, i))
 
 
 @pytest.mark.parametrize("quantum_ns", [0, 1000])
@@ -250,6 +251,27 @@ def test_a_governed_clock(policy: Any, load: str) -> None:
     assert differences(case) == [] and differences(case, stepping=True) == []
     if load == "idle":
         assert recorder.leaps.frame()["rounds"].max() > 3, "a window holds several rounds, and a leap runs through them"
+
+
+@pytest.mark.parametrize("load", LOADS)
+def test_a_clock_with_a_voltage_floor(load: str) -> None:
+    """Below the floor power falls with the clock alone, so the clock falls further; alike in both engines."""
+    requests = longer(trace(24, LOADS[load], 21, samples=2), 20)
+    case = Case(Autoregressive(), Chunked(24, 8), requests, clock=FLOORED_CLOCK)
+    free = run_engine(replace(case, clock=TINY_CLOCK))[0].clocks[0]
+    assert min(run_engine(case)[0].clocks[0]) <= min(free) and differences(case) == []
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+@pytest.mark.parametrize("load", LOADS)
+def test_prompts_that_wait_for_company(ahead: int, load: str) -> None:
+    """Arrivals of up to six rounds are read together, in leaps as in single rounds."""
+    requests = longer(trace(24, LOADS[load], 23, samples=2), 20)
+    alone = Case(Autoregressive(), Chunked(64, 16), requests, plan_ahead=ahead)
+    case = replace(alone, scheduler=Chunked(64, 16, batch_wait=6))
+    assert differences(case) == [] and differences(case, stepping=True) == []
+    rounds = [len({start for _, start, *_ in run_engine(one)[0].chunks}) for one in (alone, case)]
+    assert load == "idle" or rounds[1] < rounds[0]
 
 
 def test_a_governed_clock_with_the_real_cost() -> None:
@@ -358,7 +380,7 @@ def cases(draw: st.DrawFn) -> Case:
         host_s=draw(st.sampled_from([0.0, 1e-6])),
         router=draw(st.sampled_from([RoundRobin(), Emptiest()])),
         real=real(shape)[: 1 + len(policy.drafts)] if shape else (),
-        clock=draw(st.sampled_from([None, None, TINY_CLOCK])),
+        clock=draw(st.sampled_from([None, None, TINY_CLOCK, FLOORED_CLOCK])),
         request_ns=draw(st.sampled_from([0, 0, 1000])),
         plan_ahead=draw(st.sampled_from([0, 0, 1, 2])),
         overlap=draw(st.sampled_from(["sum", "max"])),

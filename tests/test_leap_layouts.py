@@ -129,8 +129,15 @@ def test_leaping_is_exact_for_every_scheduler(scheduler: Any, dealt: tuple[int, 
 
 
 @pytest.mark.parametrize(
-    "layout", [Layout(pipeline=3), Layout(data=2, expert=2), Layout(tensor=2, pipeline=2, data=2, expert=4)], ids=str
-)
+    "layout",
+    [
+        Layout(pipeline=3), Layout(data=2, expert=2), Layout(tensor=2, pipeline=2, data=2, expert=4),
+        Layout(tensor=2, sequence_parallel=True, overlap="full"),
+        Layout(tensor=4, node_devices=2, network_GBps=5, collectives="hierarchical"),
+        Layout(tensor=2, pipeline=2, sequence_parallel=True, overlap="full"),
+    ],
+    ids=range(6),
+)  # fmt: skip
 def test_leaping_is_exact_with_costs_of_a_device(layout: Layout) -> None:
     """A mixture of experts on real stages and ranks."""
     cost = pass_cost(MOE, H100, layout=layout)

@@ -77,6 +77,8 @@ PUBLISHED = {
 
 # Sizes that papers print, and how far rounding (or, for 1.3B, two digits) may put them from the exact count.
 PRINTED = {
+    "kimi-k2.5": (1e12, 0.03),  # "1T", of which the text model
+    "minimax-m2.5": (230e9, 0.008),
     "matlm-78m": (78e6, 0.008),
     "matlm-180m": (180e6, 0.008),
     "matlm-310m": (310e6, 0.008),

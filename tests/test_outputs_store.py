@@ -27,8 +27,10 @@ FILES = {
 ROOT = Path(__file__).parents[1]
 REQUESTS = (
     "id arrival_ns queue_ms first_token_ns finish_ns prompt_tokens output_tokens samples cached_tokens rounds "
-    "drafted_tokens accepted_tokens preemptions replica ttft_ms tpot_ms e2el_ms joules status priority session"
+    "drafted_tokens accepted_tokens preemptions replica ttft_ms tpot_ms e2el_ms joules status reason group "
+    "retries tenant priority session"
 ).split()
+WORDS = ("status", "reason", "group")
 ROUNDS = (
     "replica start_ns duration_ns n_rounds phase batch context prefill_tokens waiting running kv_bytes weights_s kv_s "
     "activations_s compute_s onchip_s link_s overhead_s host_s flops hbm_bytes joules"
@@ -56,9 +58,9 @@ def test_the_request_table_has_every_column_typed(folder: Path) -> None:
     table = pq.read_table(folder / "requests.parquet")
     assert sorted(table.column_names) == sorted(REQUESTS)
     types = {name: str(table.schema.field(name).type) for name in REQUESTS}
-    assert types["status"].startswith("dictionary<values=string")
-    wanted = {n: "double" if n.endswith("_ms") or n == "joules" else "int64" for n in REQUESTS if n != "status"}
-    assert {n: t for n, t in types.items() if n != "status"} == wanted
+    assert all(types[name].startswith("dictionary<values=string") for name in WORDS)
+    wanted = {n: "double" if n.endswith("_ms") or n == "joules" else "int64" for n in REQUESTS if n not in WORDS}
+    assert {n: t for n, t in types.items() if n not in WORDS} == wanted
     assert table["id"].to_pylist() == list(range(150)) and set(table["status"].to_pylist()) == {"finished"}
     assert table["ttft_ms"].to_pylist() == run("plain").request_columns["ttft_ms"].tolist()
 

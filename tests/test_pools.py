@@ -17,10 +17,11 @@ from stepper import Told
 from sim.policies.autoregressive import Autoregressive
 from sim.policies.encoded import Encoded
 from sim.policies.speculative import Speculative
-from sim.request import Request
+from sim.request import Request, Sequence
 from sim.schedulers.chunked import Chunked
 from sim.schedulers.continuous import Continuous
 from sim.schedulers.static import Static
+from sim.serving.clock import LANDED, Moment
 from sim.serving.kv import Span
 from sim.serving.pools import Mover, _Links
 from sim.serving.replica import Replica
@@ -28,6 +29,7 @@ from sim.serving.replica import Replica
 PLAIN = Autoregressive()
 SLOW = Mover((Span(6),), 2e7, 5e-6)  # 300 ns a token and 5 us
 WIDE = Mover((Span(6), Span(6, 7)), 1e15)  # a nanosecond
+LAYERS = replace(SLOW, layers=4)
 
 
 def differences(case: PoolCase, stepping: bool = False) -> list[str]:
@@ -51,6 +53,56 @@ def test_one_request_by_hand() -> None:
     assert row[12] == 1, "it ends at the decode replica"
     assert recorder.moves.array().tolist() == [[0, 0, 1, 167, 167, 11_167, 20, 120]]
     assert told.gaps == {11_103: 1, 103: 1}
+
+
+def one_move(mover: Mover, rounds: int = 1) -> tuple[int, int, int]:
+    """When one prompt of 20 tokens was read, admitted at 7 ns, and its move's start and end; 100 + 3 ns a token."""
+    case = Case(PLAIN, Chunked(20 // rounds, 8), (Request(0, 7, 20, 3),), real=(FlatCost(100.0, 3.0),))
+    row = run_pools(pooled(case, (1, 1), mover))[2].moves.frame()
+    return int(row["asked_ns"][0]), int(row["start_ns"][0]), int(row["end_ns"][0])
+
+
+def test_layers_leave_while_the_prompt_is_read() -> None:
+    """160 ns of reading, four layers of 40 ns each; a layer takes 30, 40 or 100 ns of the link, or waits 5 us."""
+    for each_ns, end_ns in ((30, 167 + 30), (40, 167 + 40), (100, 7 + 40 + 400)):
+        assert one_move(Mover((Span(6),), 30 / each_ns * 1e9, 0.0, 4)) == (167, 47, end_ns)
+    assert one_move(LAYERS) == (167, 47, 47 + 11_000)
+    assert one_move(replace(LAYERS, layers=None)) == (167, 167, 167 + 11_000)
+    assert one_move(Mover((Span(6),), 1e9, 0.0, 4), rounds=2) == (267, 72, 267 + 30)
+
+
+@given(st.integers(1, 40), st.integers(1, 300), st.integers(1, 300), st.integers(0, 20_000))
+def test_the_last_layer_is_over_when_layers_queue_one_by_one(layers: int, read: int, sent: int, busy: int) -> None:
+    """Layer by layer through one link, first come first served, the link busy at first: the same end."""
+    over = busy
+    for k in range(1, layers + 1):
+        over = max(over, k * read) + sent
+    mover = Mover((Span(sent * layers),), 1e9, 0.0, layers)
+    start = max(mover.first_ns(0, layers * read), busy)
+    assert max(start + mover.ns(1), max(layers * read, busy) + mover.last_ns(1)) == over
+
+
+def test_layers_of_prompts_read_together_share_the_link() -> None:
+    """Two caches of 400 ns in layers of 100 ns, read until 220 ns: 55 ns for the first layer, then 800 ns without gaps;
+    a wide link is left with the two last layers.
+    """
+    requests = tuple(Request(i, 0, 20, 4) for i in range(2))
+    case = Case(PLAIN, Chunked(64, 8), requests, real=(FlatCost(100.0, 3.0),))
+    slow = run_pools(pooled(case, (1, 1), Mover((Span(6),), 0.3e9, 0.0, 4)))[2].moves.frame()
+    assert slow["start_ns"].tolist() == [55, 455] and slow["end_ns"].tolist() == [455, 855]
+    wide = run_pools(pooled(case, (1, 1), Mover((Span(6),), 3e9, 0.0, 4)))[2].moves.frame()
+    assert wide["end_ns"].tolist() == [230, 240]
+
+
+def test_layers_wait_for_no_room_and_are_decoded_as_soon_as_there_is_some() -> None:
+    """The last of three fits when another has ended; its cache left at once, and it decodes from the next round on."""
+    requests = tuple(Request(i, 0, 20, 6) for i in range(3))
+    case = Case(PLAIN, Chunked(64, 8), requests, real=(FlatCost(100.0, 3.0),))
+    found = pooled(case, (1, 1), replace(WIDE, layers=4), capacity_bytes=6 * 60)
+    told, _, recorder = run_pools(found)
+    assert recorder.moves.frame()["asked_ns"].tolist() == [280] * 3
+    assert told.requests[2][4] > told.requests[0][4]
+    assert differences(found) == [] and conserved(found)
 
 
 def test_a_link_carries_one_cache_at_a_time() -> None:
@@ -107,14 +159,15 @@ LOADS = {"idle": 2_000_000, "busy": 60_000, "burst": 500}
 def test_leaping_is_exact_for_every_policy(policy: Any, load: str) -> None:
     """Free times, then ties, groups of samples and little memory in the decode pool."""
     easy = Case(policy, Chunked(12, 6), trace(14, LOADS[load], 1), (None, 7))
-    assert differences(pooled(easy, (1, 1), SLOW)) == []
+    for mover in (SLOW, LAYERS):
+        assert differences(pooled(easy, (1, 1), mover)) == []
     crowd = longer(trace(14, LOADS[load], 2, 1000, samples=2), 8)
     tight = replace(easy, requests=crowd, quantum_ns=1000, watermark=0.05)
     assert differences(pooled(tight, (2, 1), WIDE, capacity_bytes=1400)) == []
 
 
 @pytest.mark.parametrize("scheduler", [Continuous(30, 6), Static(4), Chunked(64, 3)], ids=label)
-@pytest.mark.parametrize("mover", [SLOW, WIDE], ids=["slow", "wide"])
+@pytest.mark.parametrize("mover", [SLOW, WIDE, LAYERS], ids=["slow", "wide", "layers"])
 def test_leaping_is_exact_for_every_scheduler(scheduler: Any, mover: Mover) -> None:
     """Several replicas in both pools, dealt rounds in one of them, memory for a few."""
     case = Case(Speculative("d", 3, 0.8), scheduler, trace(30, 9_000, 7, 1000, samples=2), quantum_ns=1000)
@@ -134,7 +187,7 @@ def test_closed_loops(think_s: float) -> None:
 @given(
     st.integers(0, 1 << 20), st.sampled_from([(1, 1), (2, 1), (1, 2), (2, 2)]), st.sampled_from([300, 9_000, 80_000]),
     st.sampled_from([1, 1000]), st.sampled_from([700, 1100, 1 << 30]),
-    st.sampled_from([SLOW, WIDE, Mover((Span(6),), 1e9)]),
+    st.sampled_from([SLOW, WIDE, Mover((Span(6),), 1e9), LAYERS, Mover((Span(6),), 1e8, 0.0, 3)]),
 )  # fmt: skip
 def test_leaping_is_exact_for_drawn_traffic(
     seed: int, replicas: tuple[int, int], gap_ns: int, quantum_ns: int, capacity: int, mover: Mover
@@ -156,9 +209,12 @@ def conserved(case: PoolCase) -> bool:
     assert sorted(moves["request"].tolist()) == sorted(i for i, row in served.items() if row[6] > 1)
     for number, tokens, moved in zip(*(moves[name].tolist() for name in ("request", "tokens", "bytes")), strict=True):
         assert tokens == served[number][5] and moved == case.mover.bytes_of(tokens)
+    sent_ns = moves["start_ns"] + [case.mover.ns(tokens) for tokens in moves["tokens"].tolist()]
+    assert (sent_ns <= moves["end_ns"]).all()
     for side in ("sender", "receiver"):
         for index in set(moves[side].tolist()):
-            spans = sorted(zip(*(moves[n][moves[side] == index].tolist() for n in ("start_ns", "end_ns")), strict=True))
+            here = moves[side] == index
+            spans = sorted(zip(moves["start_ns"][here].tolist(), sent_ns[here].tolist(), strict=True))
             assert all(end <= start for (_, end), (start, _) in pairwise(spans))
     everyone = [*cluster.replicas, *cluster.decoders]
     assert not any(r.held_bytes or r.leaving or r.landing or r.running_seats for r in everyone)
@@ -180,10 +236,10 @@ def _landed_late(self: Replica, number: int) -> None:
         self._ask_plan()
 
 
-def _free_links(self: _Links, number: int, sender: Replica, receiver: Replica, tokens: int) -> None:
+def _free_links(self: _Links, number: int, sender: Replica, receiver: Replica, sequence: Sequence) -> None:
     """Moves that do not wait for each other."""
     self.free_ns.clear()
-    MOVE_IT(self, number, sender, receiver, tokens)
+    MOVE_IT(self, number, sender, receiver, sequence)
 
 
 def _kept(self: Replica, number: int) -> None:
@@ -213,3 +269,36 @@ def test_planted_faults_are_caught(fault: str, monkeypatch: pytest.MonkeyPatch) 
     except AssertionError:
         told = ["an invariant"]
     assert told
+
+
+def _whole_caches(self: Mover, tokens: int) -> int:
+    """A last layer as long as all of them."""
+    return self.ns(tokens)
+
+
+def _claimed_late(self: _Links, receiver: Replica, number: int) -> None:
+    """A cache that had come before there was room is noticed 9 us after its sequence was admitted."""
+    if number in self.arrived:
+        self.arrived.remove(number)
+        Moment(self.env, 9_000, LANDED, lambda _: receiver.landed(number))
+
+
+LAYERED: dict[str, tuple[type, str, Callable[..., Any]]] = {
+    "whole caches": (Mover, "last_ns", _whole_caches),
+    "first layer at once": (Mover, "first_ns", lambda self, admitted_ns, read_ns: admitted_ns),
+    "claimed late": (_Links, "claim", _claimed_late),
+}
+
+
+@pytest.mark.parametrize("fault", LAYERED)
+def test_planted_faults_of_layers_are_caught(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    where, name, wrong = LAYERED[fault]
+    case = Case(PLAIN, Chunked(16, 6), longer(trace(20, 2_000, 3), 12), capacity_bytes=2500)
+    found = [pooled(case, (1, 1), replace(mover, layers=4), capacity_bytes=700) for mover in (SLOW, WIDE)]
+    assert [differences(one) for one in found] == [[], []]
+    monkeypatch.setattr(where, name, wrong)
+    try:
+        told = [differences(one) for one in found]
+    except AssertionError:
+        told = [["an invariant"]]
+    assert any(told)

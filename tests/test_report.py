@@ -104,6 +104,18 @@ def study(place: Path, kind: str, evil: str = "") -> Path:
     elif kind == "tune.csv":
         quoted = '"' + evil.replace('"', '""') + '"'
         (place / kind).write_text(CHOICES + f"{quoted},{quoted},4,3.1,33,18,19,0,\n")
+    elif kind in ("sweep.json", "plan.json"):
+        point = {"point": 0, "status": "ok", "why": evil, f"key{evil}": evil}
+        kept = {"status": "kept", "candidate": evil, "size": evil, "pareto": True, "usd_per_hour": 2.0,
+                "e2el_mean_ms": 9.0}  # fmt: skip
+        bars = [{"change": evil, "percent": 0.0}, {"change": "b" + evil, "percent": 3.0}]
+        about = {"version": evil, "seed": 0, "axes": [{"path": evil}], "design": evil, "answer": "No plan. " + evil,
+                 "kept": [kept], "sensitivity": bars, "slo": {"tpot_ms": 9}, "rate_per_s": 2,
+                 "candidates": {evil: 1}}  # fmt: skip
+        (place / kind).write_text(json.dumps(about))
+        columns = point if kind == "sweep.json" else {**point, **kept}
+        table = csv_text({name: np.array([value], dtype=object) for name, value in columns.items()})
+        (place / ("sweep.csv" if kind == "sweep.json" else "ranked.csv")).write_text(table)
     elif kind == COMPARED:
         said = {
             **COMPARISON,
@@ -169,9 +181,9 @@ def test_a_comparison_keeps_its_intervals(tmp_path: Path) -> None:
 
 
 def test_other_folders_of_tables_are_shown(tmp_path: Path) -> None:
-    """A sweep or plan: every CSV a table, the sentence of a JSON its answer; an empty folder is refused."""
+    """Of anything: every CSV a table, the sentence of a JSON its answer; an empty folder is refused."""
     place = study(tmp_path / "sweep", "other")
-    (place / "plan.json").write_text('{"sentence": "Three devices.", "devices": 3}')
+    (place / "other.json").write_text('{"sentence": "Three devices.", "devices": 3}')
     words = " ".join(opened(report_html(place)).text)
     assert "Three devices." in words and "sweep.csv" in words and "devices" in words
     (tmp_path / "empty").mkdir()

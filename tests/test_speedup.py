@@ -24,7 +24,7 @@ from sim.run import simulate
 from sim.scenario import Scenario
 from sim.serving.luck import Luck
 from sim.solve import solve, suggested
-from sim.speedup import Ratio, curve, operations_factor
+from sim.speedup import Ratio, curve, law_of, operations_factor, round_seconds
 
 BENCH = Scenario.load("bench_speculative")
 GRID = parse_axes(["policy.gamma=1,4,8", "batch=1,64,256,1024", "context=512,4096,32768"])
@@ -350,7 +350,8 @@ def test_the_command_writes_table_and_pictures(
     over = ["--over", "policy.gamma=1:5", "--over", "batch=1,4,16", "--over", "context=512,4096", "--out", "study"]
     status, out, err = say(monkeypatch, capsys, [*over, "--overlay", "m.csv", "--solve", "speedup=2"])
     assert (status, err) == (0, "") and "measured" in out and "batch = " in out
-    assert sorted(p.name for p in Path("study").iterdir()) == ["contours.png", "speedup.csv", "speedup.png"]
+    wanted = ["contours.png", "scenario.yaml", "speedup.csv", "speedup.png"]
+    assert sorted(p.name for p in Path("study").iterdir()) == wanted
     lines = Path("study/speedup.csv").read_text().splitlines()
     found = curve(BENCH, parse_axes(over[1:6:2]))
     assert lines[0].split(",") == list(found.table) and len(lines) == 31
@@ -410,3 +411,35 @@ def test_the_policy_as_written_is_always_allowed() -> None:
 def test_a_plain_choice_loses_nothing() -> None:
     found = curve(BENCH, parse_axes(["policy.gamma=1:3"]))
     assert found.table["quality_loss_percent"].tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize("engine", ["hf-eager", "vllm-v1"])
+def test_host_time_beside_the_device_or_before_it(engine: str) -> None:
+    """A step at each batch takes what a round of the clock takes, whether the host works beside the device or not."""
+    built = build_scenario(BENCH.with_settings([f"engine={engine}", "policy=autoregressive"]))
+    rounds, batch = built.setup.rounds, np.array([1, 8, 512])
+    _, totals = law_of(built.policy, rounds, batch, np.full(3, 4096))
+    whole = np.rint(totals).astype(np.int64)
+    assert np.array_equal(totals, whole) and rounds.beside == (engine == "hf-eager")
+    seconds = round_seconds(rounds, built.policy, batch, totals)
+    assert seconds.tolist() == rounds.seconds(batch, list(whole), None, batch).tolist()
+    device_s = sum(built.costs[0].seconds(one.work) for one in rounds.passes(batch, list(whole), None))
+    host_s = rounds.host_s(batch, batch, rounds.layers_run(rounds.passes(batch, list(whole), None)))
+    expected = np.maximum(host_s, device_s) if rounds.beside else host_s + device_s
+    assert seconds == pytest.approx(expected) and (host_s > 0).any()
+
+
+@pytest.mark.parametrize("engine", ["hf-eager", "vllm-v1"])
+@pytest.mark.parametrize("batch", [1, 4, 64])
+def test_draft_passes_that_not_everybody_runs(engine: str, batch: int) -> None:
+    """Adaptive drafts end early: a pass costs in the rounds in which anybody still drafts, within 5 % of drawn ones."""
+    built = build_scenario(BENCH.with_settings([f"engine={engine}", "policy=adaptive"]))
+    rounds, rows = built.setup.rounds, []
+    for sequence in range(batch):
+        future = built.policy.future(Luck(5).of(sequence), 0, 2000)
+        alike = future._replace(offsets=np.zeros_like(future.offsets))  # every round at the same context
+        rows.append(np.stack([row[1:300] for row in built.policy.rows(alike, 1024, rounds.windows)]))
+    drawn = rounds.seconds(batch, list(np.sum(rows, axis=0)), None, batch).mean()
+    _, totals = law_of(built.policy, rounds, np.array([batch]), np.array([1024]))
+    found = round_seconds(rounds, built.policy, np.array([batch]), totals)
+    assert found[0] == pytest.approx(drawn, rel=0.05)

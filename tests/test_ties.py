@@ -95,11 +95,12 @@ class Noting:
     """Round robin that notes time, request and the states it is shown."""
 
     seen: list[Any] = field(default_factory=list)
-    needs_state: ClassVar[bool] = True
+    pulls: ClassVar[bool] = False
 
-    def pick(self, request: Request, replicas: int, states: Any) -> int:
+    def pick(self, request: Request, view: Any) -> int:
+        states = [view.state(i) for i in range(view.count)]
         self.seen.append((request.id, [s.waiting for s in states], [s.running for s in states]))
-        return request.id % replicas
+        return int(request.id % view.count)
 
 
 def test_users_of_one_nanosecond_ask_in_the_order_of_their_numbers() -> None:
@@ -124,4 +125,4 @@ def test_a_rejected_request_does_not_silence_its_user() -> None:
 def test_a_closed_loop_keeps_the_session() -> None:
     """What the trace says of a request is what the record says, in a closed loop too."""
     case = flat(Chunked(64, 8), Request(0, 0, 5, 1, priority=3, session=7), concurrency=1)
-    assert run_engine(case)[0].requests[0][14:] == (3, 7)
+    assert run_engine(case)[0].requests[0][14:16] == (3, 7)

@@ -159,7 +159,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: An
         return (int(end.value.code or 0), *capsys.readouterr())
 
     status, text, _ = command("--over", "policy.gamma=2,4", "--check", "1", "--out", "t")
-    assert status == 0 and "best by tpot: " in text and "run: " in text and "wrote tune.csv, tune.png into t" in text
+    assert status == 0 and "best by tpot: " in text and "run: " in text
+    assert "wrote scenario.yaml, tune.csv, tune.png into t" in text
     assert Path("t/tune.csv").read_text().startswith("choice,settings,batch,tpot_ms,capacity_per_s")
     assert json.loads(command("--json")[1])["best"]["tpot_ms"] > 0
     status, _, error = command("--objective", "fun")

@@ -9,12 +9,13 @@ from workloads.info import describe
 from workloads.shipped import shipped
 from workloads.synthetic import synthetic
 from workloads.trace import Trace, open_trace
-from workloads.traffic import lengths, workload
+from workloads.traffic import block_tokens, lengths, workload
 
 __all__ = [
     "Columns",
     "Trace",
     "TraceError",
+    "block_tokens",
     "describe",
     "join",
     "lengths",

@@ -85,6 +85,7 @@ class _State:
             _first(arrival > SPAN_NS_MAX, at, arrival, "arrival ns within ten years of the first; is the unit right?"),
             _first(arrival < before, at, arrival, "arrivals must not decrease; sort the file by arrival"),
             _first(_at_least_one(rows.samples), "samples", rows.samples, "samples must be >= 1"),
+            _first(_below_zero(rows.tenant), "tenant", rows.tenant, "numbers of tenants must be >= 0"),
         ]
         return min((f for f in found if f is not None), key=lambda f: f[0], default=None)
 
@@ -94,7 +95,7 @@ class _State:
             self.last_ns = int(arrival[good - 1])
         columns = Columns(
             arrival, rows.prompt, rows.output, rows.session, rows.priority, rows.samples, rows.hash_ids,
-            rows.hash_block_tokens,
+            rows.hash_block_tokens, rows.tenant,
         ).part(0, good)  # fmt: skip
         empty_prompt = columns.prompt_tokens == 0
         empty_output = (columns.output_tokens == 0) & ~empty_prompt
@@ -121,6 +122,10 @@ def _arrivals(rows: Rows) -> Ints:
 
 def _at_least_one(samples: Ints | None) -> NDArray[np.bool_]:
     return np.zeros(0, np.bool_) if samples is None else samples < 1
+
+
+def _below_zero(tenants: Ints | None) -> NDArray[np.bool_]:
+    return np.zeros(0, np.bool_) if tenants is None else tenants < 0
 
 
 def _first(mask: NDArray[np.bool_], key: str, values: Ints | None, allowed: str) -> tuple[int, str, object, str] | None:

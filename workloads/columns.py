@@ -19,7 +19,8 @@ class Columns:
     `arrival_ns` never decreases (ns since the first request, or the file's own zero where its stamps are relative);
     `prompt_tokens` and `output_tokens` are at least 1. `session` is a conversation number (-1: none), `priority` an
     integer (0: none given), `samples` the samples per request. `hash_ids` are the ids of the prompt's prefix blocks of
-    `hash_block_tokens` tokens each (Mooncake), the last block possibly partial. A column a trace lacks is None.
+    `hash_block_tokens` tokens each (Mooncake), the last block possibly partial. `tenant` is a number (-1: none). A
+    column a trace lacks is None.
     """
 
     arrival_ns: Ints
@@ -30,6 +31,7 @@ class Columns:
     samples: Ints | None = None
     hash_ids: list[Ints] | None = None
     hash_block_tokens: int | None = None
+    tenant: Ints | None = None
 
     def __len__(self) -> int:
         """Number of requests n."""
@@ -50,6 +52,7 @@ class Columns:
             samples=None if self.samples is None else self.samples[which],
             hash_ids=None if self.hash_ids is None else [self.hash_ids[i] for i in np.arange(len(self))[which]],
             hash_block_tokens=self.hash_block_tokens,
+            tenant=None if self.tenant is None else self.tenant[which],
         )
 
     def at(self, arrival_ns: Ints) -> Columns:
@@ -73,6 +76,7 @@ def join(parts: Sequence[Columns]) -> Columns:
         samples=_filled([(p.samples, len(p)) for p in parts], 1),
         hash_ids=_hashes(parts),
         hash_block_tokens=_one_block_size(parts),
+        tenant=_filled([(p.tenant, len(p)) for p in parts], -1),
     )
 
 

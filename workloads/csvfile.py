@@ -92,6 +92,7 @@ def _fast(table: _Table, block: Block) -> Rows | None:
         session=extras.get("session"),
         priority=extras.get("priority"),
         samples=extras.get("samples"),
+        tenant=extras.get("tenant"),
     )
 
 
@@ -235,4 +236,5 @@ def _from_lists(table: _Table, rows: list[list[int]]) -> Rows:
         session=extras.get("session"),
         priority=extras.get("priority"),
         samples=extras.get("samples"),
+        tenant=extras.get("tenant"),
     )

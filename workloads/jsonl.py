@@ -126,6 +126,7 @@ class _Lines:
             session=extras.get("session"),
             priority=extras.get("priority"),
             samples=extras.get("samples"),
+            tenant=extras.get("tenant"),
             hash_ids=hashes if self.hashed else None,
             hash_block_tokens=self.source.hash_block_tokens if self.hashed else None,
             keys=(self.arrival or "arrival", self.layout.prompt, self.layout.output),

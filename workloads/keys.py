@@ -136,9 +136,16 @@ LENGTHS: Mapping[str, Table] = {
 _ARRIVAL_WORDS = "a kind of arrivals, or {kind: ..., ...}"
 _LENGTH_WORDS = "tokens, or {kind: ..., ...}"
 _PRIORITY_WORDS = "a whole number, or {level: weight, ...}"
-_EXTRA: Table = {"samples": COUNT, "priority": Nested(_PRIORITY_WORDS)}
+_EXTRA: Table = {"samples": COUNT, "priority": Nested(_PRIORITY_WORDS), "tenant": Nested(_PRIORITY_WORDS)}
 
+SHARED_PREFIX: Table = {"tokens": TOKENS, "groups": COUNT}
+SESSIONS: Table = {
+    "turns": Number(at_least=1, at_most=1000, whole=True), "think_time_s": Number(at_least=0, at_most=1e6),
+    "think_time_exponential": Flag(),
+}  # fmt: skip
 SYNTHETIC: Table = {
+    "shared_prefix": Nested("{tokens: ..., groups: ...}"), "sessions": Nested("{turns: ..., think_time_s: ...}"),
+    "hash_block_tokens": COUNT,
     "rate": RATE, "arrivals": Nested(_ARRIVAL_WORDS), "prompt": Nested(_LENGTH_WORDS), "output": Nested(_LENGTH_WORDS),
     "lengths": Text(), "requests": COUNT, "duration_s": POSITIVE, **_EXTRA,
 }  # fmt: skip

@@ -29,6 +29,7 @@ class Layout:
     session: str | None = None
     priority: str | None = None
     samples: str | None = None
+    tenant: str | None = None
 
     def arrival_in(self, header: list[str]) -> str | None:
         """The arrival column that this header has, if any."""
@@ -44,7 +45,8 @@ class Layout:
 
     def extras(self, header: list[str]) -> dict[str, str]:
         """Optional columns present, as {field of Columns: column of the file}."""
-        named = {"session": self.session, "priority": self.priority, "samples": self.samples}
+        optional = ("session", "priority", "samples", "tenant")
+        named = {key: getattr(self, key) for key in optional}
         return {key: name for key, name in named.items() if name is not None and name in header}
 
 
@@ -67,6 +69,7 @@ class Rows:
     hash_block_tokens: int | None = None
     keys: tuple[str, str, str] = ("arrival", "prompt", "output")
     epoch: bool = False
+    tenant: Ints | None = None
 
 
 @dataclass

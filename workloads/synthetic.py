@@ -11,6 +11,7 @@ import numpy as np
 
 from workloads.arrivals import Arrivals, arrivals
 from workloads.columns import CHUNK_ROWS, Columns, Ints, rechunk
+from workloads.content import told, turns
 from workloads.draws import BLOCK_ROWS, draws
 from workloads.errors import shown
 from workloads.keys import ARRIVAL_ALIASES, SYNTHETIC, Number, check
@@ -35,7 +36,7 @@ def synthetic(
     if math.isinf(process.rate) and "requests" not in said:
         raise ValueError(f"{where}: requests: missing: at an infinite rate no duration ends the stream")
     body = body_blocks(said, seed, stream, where)
-    return rechunk(timed(body, process, said, seed, stream), rows)
+    return rechunk(timed(body, process, said, seed, stream, turns(said, where)), rows)
 
 
 def arrival_process(said: Mapping[str, object], where: str = "workload") -> Arrivals:
@@ -48,13 +49,17 @@ def arrival_process(said: Mapping[str, object], where: str = "workload") -> Arri
 
 
 def timed(
-    body: Iterator[Columns], process: Arrivals, said: Mapping[str, object], seed: int, stream: int = 0
+    body: Iterator[Columns], process: Arrivals, said: Mapping[str, object], seed: int, stream: int = 0, each: int = 1
 ) -> Iterator[Columns]:
-    """`body`'s requests in order, at the times of `process`, up to `requests` and `duration_s`."""
+    """`body`'s requests in order, at the times of `process`, up to `requests` and `duration_s`.
+
+    ``each`` of them share a time: the turns of a conversation, of which only the first arrives then.
+    """
     requests, duration_s = cast("int | None", said.get("requests")), cast("float | None", said.get("duration_s"))
     end_ns = math.inf if duration_s is None else duration_s * 1e9
     left = math.inf if requests is None else requests
-    times = process.blocks(seed, stream, requests)
+    times = process.blocks(seed, stream, requests if requests is None else -(-requests // each))
+    times = times if each == 1 else (part for at in times for part in np.split(np.repeat(at, each), each))
     for chunk, at in zip(rechunk(body, BLOCK_ROWS), times, strict=False):
         early = int(np.searchsorted(at[: len(chunk)], end_ns, side="left"))
         take = int(min(early, left))
@@ -77,11 +82,17 @@ def body_blocks(said: Mapping[str, object], seed: int, stream: int, where: str =
     else:
         pairs = zip(*(length_blocks(said[side], side, seed, stream) for side in ("prompt", "output")), strict=True)
     first = next(pairs)  # so that a bad length is an error now
-    return _bodies(first, pairs, said, priority_blocks(said.get("priority"), seed, stream, where))
+    levels = priority_blocks(said.get("priority"), seed, stream, where)
+    bodies = _bodies(first, pairs, said, levels, tenant_blocks(said.get("tenant"), seed, stream, where))
+    return told(bodies, said, seed, stream, where)
 
 
 def _bodies(
-    first: tuple[Ints, ...], rest: Iterator[tuple[Ints, ...]], said: Mapping[str, object], levels: Iterator[Ints | None]
+    first: tuple[Ints, ...],
+    rest: Iterator[tuple[Ints, ...]],
+    said: Mapping[str, object],
+    levels: Iterator[Ints | None],
+    tenants: Iterator[Ints | None],
 ) -> Iterator[Columns]:
     samples = cast("int | None", said.get("samples"))
     nothing = np.zeros(BLOCK_ROWS, np.int64)
@@ -93,22 +104,31 @@ def _bodies(
             output_tokens=output,
             priority=next(levels),
             samples=None if samples is None else np.full(BLOCK_ROWS, samples, np.int64),
+            tenant=next(tenants),
         )
         prompt, output = next(rest)
 
 
-def priority_blocks(spec: object, seed: int, stream: int, where: str) -> Iterator[Ints | None]:
+def tenant_blocks(spec: object, seed: int, stream: int, where: str) -> Iterator[Ints | None]:
+    """The same of tenants, whose numbers are at least 0."""
+    numbers = list(spec) if isinstance(spec, Mapping) else [spec]
+    if spec is not None and any(LEVEL.accepts(one) and int(cast(int, one)) < 0 for one in numbers):
+        raise ValueError(f"{where}: tenant: {shown(spec)}: numbers of tenants must be at least 0")
+    return priority_blocks(spec, seed, stream, where, "tenant")
+
+
+def priority_blocks(spec: object, seed: int, stream: int, where: str, key: str = "priority") -> Iterator[Ints | None]:
     """Endless blocks [8192] of a constant level or of `{level: weight}` drawn, or None without a priority."""
     if spec is None:
         return repeat(None)
     if LEVEL.accepts(spec):
         return repeat(np.full(BLOCK_ROWS, int(cast(int, spec)), np.int64))
     if not isinstance(spec, Mapping) or not spec:
-        raise ValueError(f"{where}: priority: {shown(spec)}: must be {SYNTHETIC['priority'].allowed}")
+        raise ValueError(f"{where}: {key}: {shown(spec)}: must be {SYNTHETIC['priority'].allowed}")
     for level, weight in spec.items():
         if not LEVEL.accepts(level) or not WEIGHT.accepts(weight):
-            raise ValueError(f"{where}: priority: {shown(level)}: {shown(weight)}: a whole level and a weight > 0")
-    return _drawn(spec, draws(seed, "prio", stream))
+            raise ValueError(f"{where}: {key}: {shown(level)}: {shown(weight)}: a whole level and a weight > 0")
+    return _drawn(spec, draws(seed, key[:4] if key == "priority" else key, stream))
 
 
 def _drawn(spec: Mapping[int, float], rng: np.random.Generator) -> Iterator[Ints]:

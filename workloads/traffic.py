@@ -12,14 +12,16 @@ import numpy as np
 
 from workloads import shape
 from workloads.columns import CHUNK_ROWS, Columns, Ints, rechunk
+from workloads.content import SYNTHETIC_BLOCK
 from workloads.draws import BLOCK_ROWS
 from workloads.errors import hint, shown
-from workloads.keys import CLOSED, MIX, POSITIVE, SYNTHETIC, TRACE, check
-from workloads.synthetic import arrival_process, body_blocks, priority_blocks, synthetic, timed
+from workloads.keys import CLOSED, COUNT, MIX, POSITIVE, SYNTHETIC, TRACE, check
+from workloads.synthetic import arrival_process, body_blocks, priority_blocks, synthetic, tenant_blocks, timed
 from workloads.trace import Trace, open_trace
 
 Spec = Mapping[str, object]
 Dropped = Counter[str] | None
+TRACE_BLOCK = 512
 FILE_TIME = ("start_s", "end_s", "rate_scale", "spread_quantum_s")
 
 
@@ -51,7 +53,7 @@ def lengths(
     """
     said = {key: value for key, value in spec.items() if key not in CLOSED}
     check({key: spec[key] for key in spec if key in CLOSED}, CLOSED, where)
-    for key in ("rate", "arrivals", "duration_s", *FILE_TIME, "mix"):
+    for key in ("rate", "arrivals", "duration_s", *FILE_TIME, "mix", "sessions"):
         if key in said:
             raise ValueError(f"{where}: {key}: not in a closed loop, whose requests follow completions, not a clock")
     if "trace" in said:
@@ -61,6 +63,21 @@ def lengths(
         said = check(said, SYNTHETIC, where)
         body = body_blocks(said, seed, 0, where)
     return rechunk(shape.slice_rows(body, 0, cast("int | None", said.get("requests"))), rows)
+
+
+def block_tokens(spec: Spec) -> int | None:
+    """Tokens of one block of the content ids that a workload may give (`hash_ids`); None for one that gives none.
+
+    Of a mix, those of the first part that gives any: parts must agree. Raises ValueError for a size that is no count.
+    """
+    parts = spec.get("mix")
+    if isinstance(parts, list):
+        return next((size for part in parts if (size := block_tokens(part)) is not None), None)
+    told = "trace" in spec or bool({"shared_prefix", "sessions"} & set(spec))
+    said = spec.get("hash_block_tokens", TRACE_BLOCK if "trace" in spec else SYNTHETIC_BLOCK)
+    if not COUNT.accepts(said):
+        raise ValueError(f"workload: hash_block_tokens: {shown(said)}: must be {COUNT.allowed}")
+    return int(cast(int, said)) if told else None
 
 
 def _stream(spec: Spec, seed: int, stream: int, where: str, dropped: Dropped) -> Iterator[Columns]:
@@ -82,7 +99,7 @@ def _stream(spec: Spec, seed: int, stream: int, where: str, dropped: Dropped) ->
 
 
 def _open(said: Spec) -> Trace:
-    form, block = cast("str | None", said.get("format")), cast(int, said.get("hash_block_tokens", 512))
+    form, block = cast("str | None", said.get("format")), cast(int, said.get("hash_block_tokens", TRACE_BLOCK))
     return open_trace(cast(str, said["trace"]), format=form, hash_block_tokens=block)
 
 
@@ -149,15 +166,19 @@ def _dressed(stream: Iterator[Columns], said: Spec, seed: int, number: int, wher
     """Lengths capped, samples and priority replaced, where the spec says so."""
     limits = cast("tuple[int | None, int | None]", (said.get("max_prompt"), said.get("max_output")))
     capped = shape.cap(stream, None, *limits) if limits != (None, None) else stream
-    if "samples" not in said and "priority" not in said:
+    if not {"samples", "priority", "tenant"} & set(said):
         return capped
-    return _labelled(capped, said, priority_blocks(said.get("priority"), seed, number, where))
+    levels = priority_blocks(said.get("priority"), seed, number, where)
+    return _labelled(capped, said, levels, tenant_blocks(said.get("tenant"), seed, number, where))
 
 
-def _labelled(stream: Iterator[Columns], said: Spec, levels: Iterator[Ints | None]) -> Iterator[Columns]:
+def _labelled(
+    stream: Iterator[Columns], said: Spec, levels: Iterator[Ints | None], tenants: Iterator[Ints | None]
+) -> Iterator[Columns]:
     samples = cast("int | None", said.get("samples"))
-    for chunk, level in zip(rechunk(stream, BLOCK_ROWS), levels, strict=False):
+    for chunk, level, tenant in zip(rechunk(stream, BLOCK_ROWS), levels, tenants, strict=False):
         n = len(chunk)
+        chunk = chunk if tenant is None else replace(chunk, tenant=tenant[:n])
         chunk = chunk if samples is None else replace(chunk, samples=np.full(n, samples, np.int64))
         yield chunk if level is None else replace(chunk, priority=level[:n])
 
@@ -189,6 +210,8 @@ def _parts(said: object, where: str) -> tuple[list[Spec], list[float]]:
     for i, part in enumerate(said):
         if not isinstance(part, Mapping) or "mix" in part:
             raise ValueError(f"{where}: mix[{i}]: {shown(part)}: a workload mapping, and no mix within a mix")
+        if "sessions" in part:
+            raise ValueError(f"{where}: mix[{i}]: sessions: not in a mix, whose requests follow a clock, not an answer")
         weight = part.get("weight", 1.0)
         if not POSITIVE.accepts(weight):
             raise ValueError(f"{where}: mix[{i}]: weight: {shown(weight)}: must be {POSITIVE.allowed}")

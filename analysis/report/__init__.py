@@ -11,6 +11,7 @@ from pathlib import Path
 
 from analysis.report.folder_page import folder_page
 from analysis.report.page import MOST_BYTES, Page
+from analysis.report.plan_pages import plan_page, sweep_page
 from analysis.report.run_page import run_page
 from analysis.report.study_pages import compare_page, speedup_page, tune_page
 
@@ -21,6 +22,8 @@ KINDS: dict[str, Callable[[Path, int], Page]] = {
     "speedup.csv": speedup_page,
     "tune.csv": tune_page,
     "compare.json": compare_page,
+    "sweep.json": sweep_page,
+    "plan.json": plan_page,
 }
 """What a folder is, by the file that it holds; any other folder of tables is shown file by file."""
 ROWS = (1000, 300, 100, 30)  # of a table; fewer where the file would grow beyond MOST_BYTES
@@ -30,7 +33,8 @@ def report_html(folder: str | Path) -> str:
     """The whole report of a folder, under MOST_BYTES. Raises ValueError, one line, naming what is wrong with it."""
     place = Path(folder)
     if not place.is_dir():
-        raise ValueError(f"{folder}: is not a folder; give one that run, speedup, tune or compare --out has written")
+        known = "run, speedup, tune, compare, sweep or plan"
+        raise ValueError(f"{folder}: is not a folder; give one that {known} --out has written")
     mark = next((name for name in KINDS if (place / name).is_file()), None)
     for rows in ROWS:
         text = _built(place, mark, rows)

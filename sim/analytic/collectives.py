@@ -8,11 +8,11 @@ them a ring sends one after another.
 from __future__ import annotations
 
 from math import comb
-from typing import Any
+from typing import Any, NamedTuple
 
 from sim.analytic.hardware import Link
 
-__all__ = ["KINDS", "chance_met", "kind_of", "link_seconds", "messages", "sent_bytes"]
+__all__ = ["KINDS", "Phase", "chance_met", "kind_of", "link_seconds", "messages", "phases", "sent_bytes"]
 
 Count = Any
 KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send")
@@ -38,6 +38,33 @@ def messages(kind: str, devices: int) -> int:
     if kind == "send":
         return 1
     return (devices - 1) * (2 if kind == "all_reduce" else 1)
+
+
+class Phase(NamedTuple):
+    """One collective of several that make up a larger one, among ``devices``, on ``size_bytes``; over the network?"""
+
+    kind: str
+    devices: int
+    size_bytes: Count
+    abroad: bool
+
+
+def phases(kind: str, devices: int, local: int, size_bytes: Count) -> tuple[Phase, ...]:
+    """A collective of ``devices`` in nodes of ``local`` that divide them, wire by wire.
+
+    What lies within a node is summed and cut there before anything leaves it, so that a device sends a ``local``-th
+    abroad: an all-reduce is a reduce-scatter within, an all-reduce between peers of all nodes, and an all-gather within
+    (Jia et al. 2018, arXiv 1807.11205; BlueConnect, Cho et al., MLSys 2019). Raises ValueError for a kind
+    that is not one of the three, or nodes that do not divide.
+    """
+    if kind not in ("all_reduce", "reduce_scatter", "all_gather"):
+        raise ValueError(f"collective {kind!r}: allowed: all_reduce, reduce_scatter, all_gather")
+    if devices % local:
+        raise ValueError(f"{devices} devices are not whole nodes of {local}")
+    between = Phase(kind, devices // local, size_bytes / local, True)
+    cut, whole = (Phase(one, local, size_bytes, False) for one in ("reduce_scatter", "all_gather"))
+    order = {"all_reduce": (cut, between, whole), "reduce_scatter": (cut, between), "all_gather": (between, whole)}
+    return tuple(one for one in order[kind] if one.devices > 1)
 
 
 def link_seconds(kind: str, devices: int, size_bytes: float, link: Link) -> float:

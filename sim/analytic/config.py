@@ -186,6 +186,20 @@ def _deepseek(keys: Keys, name: str) -> ModelShape:
     return _decoder(keys, name, layers, tied=False)
 
 
+def _kimi(keys: Keys, name: str) -> ModelShape:
+    """Kimi-K2: V3's shape; from K2-Thinking on, experts are 4-bit integers with a 16-bit scale for 32 of them."""
+    quantised = keys.config.get("quantization_config")
+    packed = isinstance(quantised, Mapping) and quantised.get("quant_method") == "compressed-tensors"
+    return replace(_deepseek(keys, name), expert_format="4bit+16/32" if packed else None)
+
+
+def _minimax_m2(keys: Keys, name: str) -> ModelShape:
+    """MiniMax-M2: experts in every layer, RMSNorm over all query and all key heads (counted as one vector each)."""
+    attention = _heads(keys, keys.whole("hidden_size"), head_dim=128)
+    ffn = replace(_experts(keys, _ffn(keys), "num_local_experts"), router_bias=True)
+    return _decoder(keys, name, [Layer(replace(attention, qk_norm=128), ffn)] * _depth(keys), tied=False)
+
+
 def _latent(keys: Keys) -> Attention:
     q_rank = None if keys.config.get("q_lora_rank") is None else keys.whole("q_lora_rank")
     nope, rope = keys.whole("qk_nope_head_dim"), keys.whole("qk_rope_head_dim")
@@ -373,6 +387,8 @@ FAMILIES: dict[str, Callable[[Keys, str], ModelShape]] = {
     "gpt_oss": _gpt_oss,
     "deepseek_v2": _deepseek,
     "deepseek_v3": _deepseek,
+    "kimi_k2": _kimi,
+    "minimax_m2": _minimax_m2,
     "gemma": _gemma,
     "gemma2": _gemma2,
     "gemma3": _gemma3,

@@ -26,7 +26,7 @@ from sim.analytic.placement import place, shard
 from sim.analytic.precision import Precision
 from sim.analytic.product import ProductCost
 from sim.analytic.rewrite import apply, bound, in_stages
-from sim.analytic.roofline import CAUSES, Bound, hbm_bytes, joules, kernels, on_device, onchip_bytes, streams
+from sim.analytic.roofline import CAUSES, Bound, hbm_bytes, joules, kernels, larger, on_device, onchip_bytes, streams
 from sim.analytic.tables import Table
 from sim.analytic.work import Work
 
@@ -86,9 +86,13 @@ class PassCost:
 
     def at_clock(self, MHz: int) -> PassCost:
         """The same with the device's compute units at another clock. Raises ValueError where it has none."""
+        return self.on(self.device.at_clock(MHz))
+
+    def on(self, device: Device) -> PassCost:
+        """The same on a device that holds as much and runs at other rates; what lies on chip stays there."""
         other = copy(self)
-        other.device = self.device.at_clock(MHz)
-        other._bound = bound(self.variants, self.local, self.precision, other.device)
+        other.device = device
+        other._bound = bound(self.variants, self.local, self.precision, device)
         other._tabulate()
         return other
 
@@ -171,10 +175,20 @@ class PassCost:
     def causes(self, work: Work) -> dict[str, Array]:
         """Seconds by what bound each kernel (CAUSES); they sum to :meth:`seconds` up to float rounding."""
         totals: dict[str, Array] = dict.fromkeys(CAUSES, 0.0)
-        for _, times in self.bounds(work):
+        found = self.bounds(work)
+        for kernel, times in found:
+            share = self._seen(kernel[0].driver, found) if _is_wire(kernel) else 1.0
             for cause, seconds in times.causes().items():
-                totals[cause] = totals[cause] + seconds
+                totals[cause] = totals[cause] + seconds * share
         return totals
+
+    def _seen(self, driver: Driver, found: Sequence[tuple[list[Op], Bound]]) -> Array:
+        """Share of the seconds of collectives that are not hidden behind what runs beside them."""
+        if self.layout.overlap == "none":
+            return 1.0
+        mine = [(_is_wire(kernel), times.seconds) for kernel, times in found if kernel[0].driver == driver]
+        sent, rest = (_add(seconds for wire, seconds in mine if wire == which) for which in (True, False))
+        return np.maximum(sent - rest, 0.0) / np.where(sent > 0, sent, 1.0)
 
     def counts(self, work: Work) -> dict[str, Array]:
         """Totals of one device: ``flops`` (matrix products), ``vector_flops``, bytes by kind and by level.
@@ -262,12 +276,23 @@ class PassCost:
         """Cost of all the kernels that depend on one column of the work, by its value."""
 
         def build(counts: Any) -> tuple[Array, Array]:
-            pairs = [self._evaluate(kernel) for kernel in self._kernels(work_of(counts), driver)]
-            return _add(bound.seconds for bound, _ in pairs), _add(energy for _, energy in pairs)
+            found = self._kernels(work_of(counts), driver)
+            pairs = [self._evaluate(kernel) for kernel in found]
+            return self._together(found, [bound.seconds for bound, _ in pairs]), _add(energy for _, energy in pairs)
 
         if driver in self._drivers:
             self._covered |= {(kernel[0].kernel, driver) for kernel in self._kernels(work_of(1), driver)}
         return Table(build, buckets)
+
+    def _together(self, found: Sequence[Sequence[Op]], seconds: Sequence[Array]) -> Array:
+        """Seconds of the kernels that follow one column of the work; collectives may run beside the others."""
+        if self.layout.overlap == "none":
+            return _add(seconds)
+        sent, rest = (
+            _add(one for kernel, one in zip(found, seconds, strict=True) if _is_wire(kernel) == wire)
+            for wire in (True, False)
+        )
+        return larger(sent, rest)
 
     def _products(self, driver: Driver) -> list[ProductCost]:
         """The kernels of ``driver``, which follow the rows of one product, costed from a single row."""
@@ -318,6 +343,11 @@ class PassCost:
         """Seconds (column 0) or joules (1) of kernels that no table covers: standard attention, odd variants."""
         rest = (op for op in self.ops(work) if (op.kernel, op.driver) not in self._covered)
         return _add((bound.seconds, energy)[column] for bound, energy in map(self._evaluate, kernels(rest)))
+
+
+def _is_wire(kernel: Sequence[Op]) -> bool:
+    """Whether it is a collective, or a message to the next stage."""
+    return kernel[0].unit == "link" and kernel[0].group > 1
 
 
 def _add(terms: Iterable[Array]) -> Array:

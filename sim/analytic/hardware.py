@@ -27,7 +27,15 @@ SAME_RATE = {"mxfp4": "fp4", "nvfp4": "fp4"}
 # Formats that no unit multiplies: weights are unpacked and multiplied in 16 bits whatever the device.
 STORAGE_ONLY = ("nf4", "ternary", "int2", "int3", "fp6")
 BF16_PASSES_FOR_FP32 = 6  # three bf16 parts a factor, six of the nine products kept (XLA's bf16_6x)
+LOWEST_SHARE = 0.15  # of a rated clock, under a power cap: 210 of 1410 MHz on an A100 (recalled)
+SPEEDS = (  # of an engine, beside its kernels
+    "product_speed", "attention_speed", "collective_us", "collective_speed", "pcie_us", "pcie_efficiency"
+)  # fmt: skip
 VECTOR_SHARE = 1 / 16  # of the 16-bit matrix rate; A100 1/16, H100 1/15, V100 and MI300X 1/8
+
+
+Ratio = tuple[float, float, float]
+Spans = tuple[tuple[str, float, float], ...]
 
 
 class Peak(NamedTuple):
@@ -49,7 +57,10 @@ class Terms:
     device. Attention: ``tile_tokens``, ``walk_s``, ``sequence_s``, ``split_s`` and ``split_tokens`` as
     sim/analytic/fused.py says. ``hot_share`` of the on-chip memory keeps what a benchmark reads again and again, at
     1/``hot_cost`` of memory's rate; a pass goes through all its layers in between, so it has no use for it.
-    ``streams``: activations go through main memory however small. ``interval``: (low, high) by profile key.
+    ``matrix_s``: seconds a byte of one expert's matrix, in grouped products.
+    ``streams``: activations go through main memory however small. ``interval``: (low, high) by profile key. ``ratio``:
+    10th, 50th and 90th percentile of measured over predicted seconds on cases that the fit has not seen (None: not
+    known); ``ranges``: (smallest, largest) that was measured, by size. Neither changes a time.
     """
 
     compute_efficiency: float = 1.0
@@ -69,9 +80,12 @@ class Terms:
     split_tokens: float = 1.0
     hot_share: float = 0.0
     hot_cost: float = 1.0
+    matrix_s: float = 0.0
     streams: bool = False
     provenance: str = "textbook roofline, nothing fitted"
     interval: tuple[tuple[str, float, float], ...] = ()
+    ratio: Ratio | None = None
+    ranges: Spans = ()
 
     @classmethod
     def from_profile(cls, entry: Mapping[str, Any], provenance: str) -> Terms:
@@ -86,6 +100,8 @@ class Terms:
             **_finer(entry),
             provenance=entry.get("provenance", provenance),
             interval=_intervals(entry),
+            ratio=ratio_of(entry),
+            ranges=_intervals(entry, "range"),
         )
 
 
@@ -166,8 +182,8 @@ class Clock:
     Whole MHz, in steps of ``step_MHz`` from ``base_MHz`` to ``top_MHz``, the highest seen under load; ``boost_MHz`` is
     what the hardware lists. Peaks and fitted terms refer to ``rated_MHz``, which a fixed clock has. ``cap_W`` is what
     the governor holds a device to, over windows of ``window_ns``; ``busy_W`` what compute units draw at the rated clock
-    while they run, whatever they compute, beyond idle power, FLOPs and bytes. ``provenance`` says what it was fitted
-    to, or that it is the class default.
+    while they run, whatever they compute, beyond idle power, FLOPs and bytes. At ``voltage_floor_MHz`` and below the
+    voltage is as low as it goes. ``provenance`` says what it was fitted to, or that it is the class default.
     """
 
     boost_MHz: int
@@ -180,6 +196,7 @@ class Clock:
     busy_W: float
     provenance: str = ""
     interval: tuple[tuple[str, float, float], ...] = ()
+    voltage_floor_MHz: int = 0
 
     @classmethod
     def from_profile(cls, entry: Mapping[str, Any] | None) -> Clock | None:
@@ -194,6 +211,7 @@ class Clock:
             busy_W=float(entry["busy_W"]),
             provenance=entry["provenance"],
             interval=_intervals(entry),
+            voltage_floor_MHz=entry.get("voltage_floor_MHz", 0),
         )
 
     @classmethod
@@ -207,14 +225,19 @@ class Clock:
         said = "class default: range of the A100-PCIe-40GB, cap at the TDP"
         return cls(1180, 1040, 1000, 760, 10, 10**9, tdp_W, 0.0, said, spans)
 
+    def capped(self, cap_W: float) -> Clock:
+        """The clock of a device that is held to ``cap_W``; it may then fall to LOWEST_SHARE of the rated one."""
+        steps = int(self.rated_MHz * (1 - LOWEST_SHARE) // self.step_MHz)
+        return replace(self, cap_W=cap_W, base_MHz=min(self.base_MHz, self.rated_MHz - steps * self.step_MHz))
+
     def share(self, MHz: int) -> float:
         """Compute rates at a clock, over those at the rated one."""
         return MHz / self.rated_MHz
 
     def busy_W_at(self, MHz: int) -> float:
-        """Watts of running units at a clock: voltage goes with frequency, so its cube."""
-        share = MHz / self.rated_MHz
-        return self.busy_W * (share * share * share)
+        """Watts of running units at a clock: it times the square of the voltage, which follows it down to its floor."""
+        volts = max(MHz, self.voltage_floor_MHz) / self.rated_MHz
+        return self.busy_W * (MHz / self.rated_MHz * volts * volts)
 
 
 class Kernels(Protocol):
@@ -224,8 +247,8 @@ class Kernels(Protocol):
     def elementwise(self) -> Terms:
         """Terms of small kernels."""
 
-    def product(self, stored: str, multiplied: str) -> Terms:
-        """Terms of a product, by the formats of its weights and of its multiplication."""
+    def product(self, stored: str, multiplied: str, grouped: bool = False) -> Terms:
+        """Terms of a product, by the formats of its weights and of its multiplication; ``grouped``: of experts."""
 
     def attention(self, group: str, computed: str, kv: str, layout: tuple[int, int, int, bool]) -> Terms:
         """Terms of attention, by formats and head layout."""
@@ -239,9 +262,10 @@ class Device:
     """A device: peaks, memory, links, power, price, and the terms that measured kernels need.
 
     ``peaks`` FLOP/s by format (dense; integer formats: operations/s), only formats with a rate of their own.
-    ``memory_bytes`` is the marketed decimal capacity. ``tdp_W``, ``energy`` and ``usd_per_hour`` are None where no
-    source gives them. ``matmul``, ``decode_attention``, ``prefill_attention`` and ``elementwise`` map every format
-    of FORMATS to its Terms; ``kernels``, where a kernel library was fitted, comes first (sim/analytic/kernel_book.py).
+    ``memory_bytes`` is the marketed decimal capacity, ``reported_bytes`` what its driver reports. ``tdp_W``, ``energy``
+    and ``usd_per_hour`` are None where no source gives them. ``matmul``, ``decode_attention``, ``prefill_attention``
+    and ``elementwise`` map every format of FORMATS to its Terms; ``kernels``, where a kernel library was fitted, comes
+    first (sim/analytic/kernel_book.py).
     """
 
     name: str
@@ -265,6 +289,7 @@ class Device:
     prefill_attention: Mapping[str, Terms] = field(default_factory=lambda: _textbook(), hash=False)
     elementwise: Mapping[str, Terms] = field(default_factory=lambda: _textbook(), hash=False)
     kernels: Kernels | None = field(default=None, hash=False)
+    reported_bytes: float | None = None
 
     @classmethod
     def from_profile(cls, profile: Mapping[str, Any]) -> Device:
@@ -291,6 +316,7 @@ class Device:
             decode_attention=_group(fitted, "decode_attention"),
             prefill_attention=_group(fitted, "prefill_attention"),
             elementwise=_group(fitted, "elementwise"),
+            reported_bytes=_times(memory.get("reported_GB"), GB),
         )
 
     def peak_flops(self, number_format: str) -> Peak:
@@ -355,7 +381,12 @@ class Engine:
     ``plan_ahead`` rounds are already planned when an arrival comes (vLLM V1: 1). ``overlap``: whether host time adds to
     the device's ("sum") or runs beside it ("max"). ``batch_buckets``: token counts, ascending, for which graphs are
     captured; a pass of up to the largest is padded to the next, which costs time and counts nothing. ``kernels``: the
-    kernel library whose fitted terms a device runs with (None: those of its own profile). ``measured`` is
+    kernel library whose fitted terms a device runs with (None: those of its own profile); ``product_speed`` and
+    ``attention_speed``: times these (sim/analytic/speeds.py); ``collective_us`` to ``pcie_efficiency``: see
+    sim/analytic/paced.py. ``memory_fraction_of``: all of the device's memory, or what weights, workspace and the
+    engine's own ``runtime_bytes`` leave of what the driver reports ("free"). ``product_kernels``:
+    pairs of a product's format and another library whose terms it has; ``experts``: of a format and what grouped
+    products differ in (sim/analytic/kernel_book.py). ``measured`` is
     False where the profile says ``provenance: none``: then its times are guesses of its class. The four defaults are
     what a scenario gets if it names none.
     """
@@ -370,6 +401,8 @@ class Engine:
     overlap: str = "sum"
     batch_buckets: tuple[int, ...] = ()
     kernels: str | None = None
+    product_kernels: tuple[tuple[str, str], ...] = ()
+    experts: tuple[tuple[str, Mapping[str, float]], ...] = field(default=(), hash=False)
     measured: bool = True
     scheduler: str | None = None
     token_budget: int | None = None
@@ -377,6 +410,14 @@ class Engine:
     memory_fraction: float | None = None
     provenance: str = ""
     interval: tuple[tuple[str, float, float], ...] = ()
+    product_speed: float = 1.0
+    attention_speed: float = 1.0
+    collective_us: float = 0.0
+    collective_speed: float = 1.0
+    pcie_us: float = 0.0
+    pcie_efficiency: float | None = None
+    memory_fraction_of: str = "device"
+    runtime_bytes: float = 0.0
 
     @classmethod
     def from_profile(cls, profile: Mapping[str, Any]) -> Engine:
@@ -392,11 +433,20 @@ class Engine:
             overlap=profile.get("overlap", "sum"),
             batch_buckets=tuple(profile.get("batch_buckets") or ()),
             kernels=profile.get("kernels"),
+            product_kernels=tuple(profile.get("product_kernels", {}).items()),
+            experts=tuple(profile.get("experts", {}).items()),
             measured=profile["provenance"] != "none",
             **profile["defaults"],
             provenance=profile["provenance"],
             interval=_intervals(profile),
+            **_speeds(profile),
+            memory_fraction_of=profile.get("memory_fraction_of", "device"),
+            runtime_bytes=profile.get("runtime_GB", 0.0) * GB,
         )
+
+
+def _speeds(profile: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: float(profile[key]) for key in SPEEDS if key in profile}
 
 
 def _group(fitted: Mapping[str, Any], group: str) -> dict[str, Terms]:
@@ -419,8 +469,14 @@ def _textbook() -> dict[str, Terms]:
     return dict.fromkeys(FORMATS, Terms())
 
 
-def _intervals(entry: Mapping[str, Any]) -> tuple[tuple[str, float, float], ...]:
-    return tuple((key, float(low), float(high)) for key, (low, high) in entry.get("interval", {}).items())
+def _intervals(entry: Mapping[str, Any], key: str = "interval") -> Spans:
+    return tuple((name, float(low), float(high)) for name, (low, high) in entry.get(key, {}).items())
+
+
+def ratio_of(entry: Mapping[str, Any]) -> Ratio | None:
+    """The 10th, 50th and 90th percentile of measured over predicted seconds; None where a profile has none."""
+    found = entry.get("ratio")
+    return None if found is None else (float(found[0]), float(found[1]), float(found[2]))
 
 
 def _times(value: float | None, factor: float) -> float | None:

@@ -7,15 +7,15 @@ the same device, then from the device's class, as the file's own order says.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from sim.analytic.fused import layout_keys
-from sim.analytic.hardware import MICRO, Terms
+from sim.analytic.hardware import MICRO, Ratio, Spans, Terms, ratio_of
 
-__all__ = ["Collective", "KernelBook", "scheme"]
+__all__ = ["Collective", "ExpertTerms", "KernelBook", "scheme"]
 
 Count = Any
 GROUPS = ("matmul", "decode_attention", "prefill_attention")
@@ -29,7 +29,7 @@ def scheme(stored: str, multiplied: str) -> str:
         if stored in FOUR_BITS or stored.startswith(("ternary", "4bit", "3bit", "2bit")):
             return "int4_wo"
         return "bf16" if stored in SIXTEEN or not stored else "int8_wo"
-    if multiplied == "fp8" and stored == "mxfp8":
+    if multiplied == "fp8" and stored in ("mxfp8", "fp8_block"):
         return "fp8_block"
     return {"fp4": "nvfp4"}.get(multiplied, multiplied)
 
@@ -38,25 +38,58 @@ def scheme(stored: str, multiplied: str) -> str:
 class Collective:
     """One collective among so many devices: the faster of two algorithms, each a wait and a share of the link.
 
-    One sends little at once, the other sends all of it at the link's pace; libraries switch between them.
+    One sends little at once, the other sends all of it at the link's pace; libraries switch between them. ``ratio`` and
+    ``ranges`` as in Terms.
     """
 
     small_s: float
     small_efficiency: float
     large_s: float
     large_efficiency: float
+    ratio: Ratio | None = None
+    ranges: Spans = ()
 
     @classmethod
     def from_profile(cls, entry: Mapping[str, Any]) -> Collective:
         """A collective of a kernel profile; microseconds become seconds."""
         small, large = entry["small_us"] * MICRO, entry["large_us"] * MICRO
-        return cls(small, entry["small_efficiency"], large, entry["large_efficiency"])
+        shares = entry["small_efficiency"], entry["large_efficiency"]
+        spans = tuple((name, float(low), float(high)) for name, (low, high) in entry.get("range", {}).items())
+        return cls(small, shares[0], large, shares[1], ratio_of(entry), spans)
 
     def seconds(self, sent_bytes: Count, link_Bps: float) -> Count:
         """Seconds to send ``sent_bytes`` from every device, elementwise; nothing where nothing is sent."""
         small = self.small_s + sent_bytes / (link_Bps * self.small_efficiency)
         large = self.large_s + sent_bytes / (link_Bps * self.large_efficiency)
         return np.minimum(small, large) * (np.asarray(sent_bytes) > 0)
+
+
+@dataclass(frozen=True)
+class ExpertTerms:
+    """Grouped products of experts beside the same product of one matrix.
+
+    ``compute`` and ``memory``: shares of its efficiencies. ``layer_s``: routing, sorting and adding up, once a layer.
+    ``matrix_s``: seconds for each byte of ONE expert's matrix, which a kernel streams whatever the others do.
+    """
+
+    compute: float = 1.0
+    memory: float = 1.0
+    layer_s: float = 0.0
+    matrix_s: float = 0.0
+
+    @classmethod
+    def from_profile(cls, entry: Mapping[str, float]) -> ExpertTerms:
+        """Terms of an engine profile's ``experts``; microseconds become seconds, a megabyte bytes."""
+        layer_s, matrix_s = entry["layer_us"] * MICRO, entry["matrix_us_per_MB"] * MICRO * 1e-6
+        return cls(entry["compute"], entry["memory"], layer_s, matrix_s)
+
+    def of(self, alone: Terms) -> Terms:
+        """Terms of one of the two products of a layer's experts."""
+        compute, memory = alone.compute_efficiency * self.compute, alone.memory_efficiency * self.memory
+        floor_s = alone.floor_s + 0.5 * self.layer_s
+        return replace(
+            alone, compute_efficiency=compute, memory_efficiency=memory, floor_s=floor_s, matrix_s=self.matrix_s
+        )
 
 
 @dataclass(frozen=True)
@@ -67,6 +100,7 @@ class KernelBook:
     tables: Mapping[str, Mapping[str, Mapping[str, Terms]]]
     elementwise: Terms
     collectives: Mapping[tuple[str, int], Collective]
+    experts: Mapping[str, ExpertTerms] = field(default_factory=dict)
 
     @classmethod
     def from_profile(cls, profile: Mapping[str, Any]) -> KernelBook:
@@ -86,8 +120,16 @@ class KernelBook:
         }
         return cls(source, tables, _terms(profile["elementwise"], source), collectives)
 
-    def product(self, stored: str, multiplied: str) -> Terms:
-        """Terms of a product with weights ``stored`` in one format and ``multiplied`` in another."""
+    def product(self, stored: str, multiplied: str, grouped: bool = False) -> Terms:
+        """Terms of a product with weights ``stored`` in one format and ``multiplied`` in another.
+
+        ``grouped``: of experts, which are those of one matrix where nothing else is known.
+        """
+        alone = self._alone(stored, multiplied)
+        own = self.experts.get(scheme(stored, multiplied)) if grouped else None
+        return alone if own is None else own.of(alone)
+
+    def _alone(self, stored: str, multiplied: str) -> Terms:
         found = self.tables["matmul"]
         name = scheme(stored, multiplied)
         for known in (name, name.removesuffix("_block"), "fp8" if multiplied in ("fp8", "int8") else "bf16"):

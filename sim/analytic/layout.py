@@ -10,6 +10,7 @@ from sim.analytic.model import Attention, Layer, ModelShape
 __all__ = ["Layout", "Stage", "Verdict", "check_cut", "check_layout", "layouts", "legal_layouts"]
 
 COUNTS = ("tensor", "pipeline", "expert", "data")
+SAID = {"collectives": ("flat", "hierarchical"), "overlap": ("none", "full")}
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,10 @@ class Layout:
     ``expert`` groups divide a stage's ``tensor * data`` devices; each holds a part of the experts, and the devices of a
     group cut every expert of theirs. Devices are numbered tensor first, then data, then pipeline; ``node_devices``
     neighbours (None: all) are joined by the device's own link, others by a network of ``network_GBps`` a device.
+
+    ``link``: of which kind the device's own must be (sim/analytic/wires.py). ``collectives`` over several nodes: rings
+    paced by the network (``flat``), or within nodes and between them in turn (``hierarchical``). ``overlap``: ``full``
+    hides collectives behind the products and norms of their pass. ``sequence_parallel``: norms are shared, too.
     """
 
     tensor: int = 1
@@ -31,6 +36,10 @@ class Layout:
     node_devices: int | None = None
     network_GBps: float | None = None
     network_latency_us: float = 0.0
+    link: str | None = None
+    collectives: str = "flat"
+    overlap: str = "none"
+    sequence_parallel: bool = False
 
     def __post_init__(self) -> None:
         """Raise ValueError naming key, value and what is allowed."""
@@ -46,6 +55,23 @@ class Layout:
         if self.node_devices is not None and self.devices > self.node_devices and not self.network_GBps:
             said = f"{self.devices} devices are more than the {self.node_devices} of a node"
             raise ValueError(f"layout.network_GBps: missing: {said}")
+        self._check_words()
+
+    def _check_words(self) -> None:
+        for key, allowed in SAID.items():
+            if getattr(self, key) not in allowed:
+                raise ValueError(f"layout.{key}: {getattr(self, key)!r} is not one of {', '.join(allowed)}")
+        if self.collectives == "hierarchical" and self.leaves_node(self.tensor) and self.tensor % self.node_share:
+            said = f"layout.node_devices: {self.node_devices} does not divide tensor {self.tensor}"
+            raise ValueError(f"{said}: hierarchical collectives want whole nodes")
+        if self.sequence_parallel and self.tensor == 1:
+            raise ValueError("layout.sequence_parallel: true: no tensor devices to share tokens; use tensor above 1")
+
+    @property
+    def node_share(self) -> int:
+        """Devices of a tensor group that are in one node, where collectives are hierarchical; else all of them."""
+        apart = self.collectives == "hierarchical" and self.leaves_node(self.tensor)
+        return self.node_devices if apart and self.node_devices is not None else self.tensor
 
     @property
     def devices(self) -> int:

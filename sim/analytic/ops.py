@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sim.analytic.collectives import chance_met, sent_bytes
+from sim.analytic.collectives import Phase, chance_met, phases, sent_bytes
 from sim.analytic.fused import Attended
 from sim.analytic.hardware import GB, MICRO
 from sim.analytic.layout import Layout, Stage
@@ -37,6 +37,7 @@ class Op:
     the length of a product's dot products; ``link_Bps`` the rate of the wire, None for the link between devices, and
     ``link_latency_s`` what such a wire waits. ``group``: of a collective, how many devices take part.
     ``stored``: format of the weights, or of the cache that attention reads; ``attended``: what attention attends to.
+    ``matrices``: experts whose matrices a grouped product reads; None: a product of one.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Op:
     group: int = 1
     stored: str = ""
     attended: Attended | None = None
+    matrices: Count | None = None
 
 
 def ops(
@@ -128,21 +130,21 @@ class _Pass:
 
     def layer(self, layer: Layer, at: _Stack) -> Iterator[Op]:
         post = layer.norms >= 4
-        yield self.norm("norm.attn", at)
+        yield from self.shared_norm("norm.attn", at)
         yield from self.attention(layer.attention, at)
         yield from self.reduce(at)
         if post:
-            yield self.norm("norm.post_attn", at)
+            yield self.norm("norm.post_attn", self.share(at))
         if layer.cross is not None:
-            yield self.norm("norm.cross", at)
+            yield from self.shared_norm("norm.cross", at)
             yield from self.cross(layer.cross, at)
             yield from self.reduce(at)
         if layer.norms >= 2:
-            yield self.norm("norm.mlp", at)
+            yield from self.shared_norm("norm.mlp", at)
         yield from self.moe(layer.ffn, at) if layer.ffn.experts else self.mlp(layer.ffn, at)
         yield from self.reduce(at)
         if post:
-            yield self.norm("norm.post_mlp", at)
+            yield self.norm("norm.post_mlp", self.share(at))
 
     # -- around the layers
 
@@ -329,7 +331,8 @@ class _Pass:
             strict=True,
         ):
             fmt = self.precision.weight_format(op.name, self.shape.expert_format)
-            yield replace(op, weight_bytes=visited * (numbers * FORMATS[fmt].stored_bytes))
+            read = visited * (numbers * FORMATS[fmt].stored_bytes)
+            yield replace(op, weight_bytes=read, matrices=visited if op.unit == "tensor" else None)
 
     def feed_forward(
         self, kind: str, block: Ffn, at: _Stack, rows: Count, width: int, up: int, down: int
@@ -347,10 +350,30 @@ class _Pass:
     # -- between devices
 
     def reduce(self, at: _Stack) -> Iterator[Op]:
-        """All-reduce of the block's output over the devices that share the layer."""
+        """All-reduce of the block's output over the devices that share the layer; of its tokens, if they share those
+        as well: a reduce-scatter, and an all-gather before the next block.
+        """
         if self.tensor > 1:
-            each = sent_bytes("all_reduce", self.tensor, self.shape.d_model * self.act_bytes)
-            yield self.wire("all_reduce", at, at.rows * each, self.tensor, self.layout.leaves_node(self.tensor))
+            yield from self.together("reduce_scatter" if self.layout.sequence_parallel else "all_reduce", at)
+
+    def together(self, kind: str, at: _Stack) -> Iterator[Op]:
+        """A collective of the residual stream, in as many phases as there are wires."""
+        size, local = self.shape.d_model * self.act_bytes, self.layout.node_share
+        whole = Phase(kind, self.tensor, size, self.layout.leaves_node(self.tensor))
+        for one in (whole,) if local == self.tensor else phases(kind, self.tensor, local, size):
+            each = sent_bytes(one.kind, one.devices, one.size_bytes)
+            op = self.wire(one.kind, at, at.rows * each, one.devices, one.abroad)
+            yield replace(op, kernel=f"{op.kernel}.network") if one is not whole and one.abroad else op
+
+    def share(self, at: _Stack) -> _Stack:
+        """The tokens whose residual stream is this device's: all, or those of one of ``tensor`` devices."""
+        return replace(at, rows=at.rows / self.tensor) if self.layout.sequence_parallel else at
+
+    def shared_norm(self, name: str, at: _Stack) -> Iterator[Op]:
+        """A norm in front of a block, which wants all tokens."""
+        yield self.norm(name, self.share(at))
+        if self.layout.sequence_parallel:
+            yield from self.together("all_gather", at)
 
     def exchange(self, name: str, block: Ffn, at: _Stack) -> Op:
         """All-to-all between data ranks: each token to the peers whose experts it chose, or their results back.

@@ -66,6 +66,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             Format("fp8", 8),
             Format("int8", 8),
             Format("mxfp8", 8, 8, 32),
+            Format("fp8_block", 8, 32, 16384),
             Format("int4", 4),
             Format("int4_g128", 4, 20, 128),
             Format("fp4", 4),
@@ -87,7 +88,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 )
 # Formats that differ in storage only: the device is asked for the rate of the format on the right.
 _MULTIPLIES_AS = {
-    "mxfp8": "fp8", "int4_g128": "int4",
+    "mxfp8": "fp8", "fp8_block": "fp8", "int4_g128": "int4",
     **dict.fromkeys(("q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "q3_k", "q2_k"), "int8"),
 }  # fmt: skip
 

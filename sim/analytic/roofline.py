@@ -16,7 +16,9 @@ from sim.analytic.hardware import Device, Kernels, Link, Terms
 from sim.analytic.ops import Op
 from sim.analytic.placement import Placement
 
-__all__ = ["CAUSES", "Bound", "combine", "joules", "kernels", "larger", "on_device", "streams", "terms_of"]
+__all__ = [
+    "CAUSES", "Bound", "combine", "joules", "kernels", "larger", "on_device", "streams", "terms_of", "used_format",
+]  # fmt: skip
 
 Count = Any
 CAUSES = ("weights", "kv", "activations", "compute", "onchip", "link", "overhead")
@@ -163,7 +165,7 @@ def streams(kernel: Sequence[Op], device: Device) -> bool:
 
 def _of_library(op: Op, book: Kernels, used: str) -> Terms:
     if op.terms == "matmul":
-        return book.product(op.stored, used)
+        return book.product(op.stored, used) if op.matrices is None else book.product(op.stored, used, grouped=True)
     if op.attended is None:  # elementwise, or attention that is not fused
         return book.elementwise
     seen = op.attended
@@ -221,7 +223,7 @@ def joules(kernel: Sequence[Op], device: Device, place: Placement) -> Count:
     if energy is None:
         return float("nan") * _sum(op.flops for op in kernel)
     weights, kv, activations = hbm_bytes(kernel, place)
-    flops_J = _sum(op.flops * energy.joules_per_flop(_used(op, device)) for op in kernel if op.unit != "link")
+    flops_J = _sum(op.flops * energy.joules_per_flop(used_format(op, device)) for op in kernel if op.unit != "link")
     bytes_J = (weights + kv + activations) * energy.memory_byte_J + onchip_bytes(kernel) * energy.onchip_byte_J
     link_J = _sum(op.link_bytes for op in kernel) * energy.link_byte_J
     return kernel[0].layers * (flops_J + bytes_J + link_J)
@@ -249,6 +251,8 @@ def _overhead(op: Op, terms: Terms, device: Device) -> Count:
     spent = terms.floor_s + quantise + terms.depth_s * deep / 4096
     if terms.output and op.inner:
         spent = spent + op.flops * (0.5 * terms.output / op.inner / device.memory_Bps)
+    if terms.matrix_s and op.matrices is not None:
+        spent = spent + terms.matrix_s * (op.weight_bytes / np.maximum(op.matrices, 1e-300))
     return spent
 
 
@@ -257,7 +261,8 @@ def _rate(op: Op, device: Device) -> float:
     return peak.flops * terms_of(op, device).compute_efficiency
 
 
-def _used(op: Op, device: Device) -> str:
+def used_format(op: Op, device: Device) -> str:
+    """The format in which the device computes the op."""
     return device.peak_flops(op.format).used_format if op.unit == "tensor" else device.vector_flops().used_format
 
 

@@ -79,6 +79,10 @@ class StagedCost:
         """As :meth:`PassCost.at_clock`, every stage."""
         return self._of_stages(tuple(one.at_clock(MHz) for one in self.stages))
 
+    def on(self, device: Device) -> StagedCost:
+        """As :meth:`PassCost.on`, every stage."""
+        return self._of_stages(tuple(one.on(device) for one in self.stages))
+
     def padded(self, buckets: tuple[int, ...]) -> StagedCost:
         """As :meth:`PassCost.padded`, every stage."""
         return self._of_stages(tuple(one.padded(buckets) for one in self.stages))

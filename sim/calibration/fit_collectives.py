@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def fit_collectives(frame: Frame, device: Device, everything: bool = False) -> d
     return found
 
 
-def collective_of(entry: Entry) -> Collective:
+def collective_of(entry: Mapping[str, Any]) -> Collective:
     """The collective of a profile entry."""
     return Collective.from_profile(entry)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from sim.analytic.hardware import Device
 from sim.calibration.fit_formulas import seconds
@@ -15,7 +16,7 @@ from sim.calibration.kernel_profile import GROUP_OF
 from sim.calibration.kernel_rows import columns, is_held, layouts
 from sim.calibration.kernel_tables import KernelTable
 
-__all__ = ["generic_profile", "left_out"]
+__all__ = ["generic_profile", "left_out", "left_out_seconds"]
 
 Frame = Any
 MOST = 4000  # rows of one device in one format: enough, and no device outweighs another
@@ -40,6 +41,13 @@ def generic_profile(
 
 def left_out(table: KernelTable, devices: Mapping[str, Device]) -> dict[tuple[str, str], Errors]:
     """Errors on each (device, format) of fits that never saw the device; formats of a single device are left away."""
+    return {key: errors(*seconds) for key, seconds in left_out_seconds(table, devices).items()}
+
+
+def left_out_seconds(
+    table: KernelTable, devices: Mapping[str, Device]
+) -> dict[tuple[str, str], tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """(predicted, measured) seconds on each (device, format), likewise."""
     found = {}
     for name, (frame, rows) in _pooled(table, devices).items():
         for gpu in sorted(set(frame["gpu"])):
@@ -52,14 +60,16 @@ def left_out(table: KernelTable, devices: Mapping[str, Device]) -> dict[tuple[st
     return found
 
 
-def _judged(kind: str, frame: Frame, rows: Any, entries: dict[str, Entry]) -> Errors:
+def _judged(
+    kind: str, frame: Frame, rows: Any, entries: dict[str, Entry]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     names = np.array(layouts(kind, frame)) if kind != "gemm" else np.full(len(frame), "any")
     predicted = np.empty(len(frame))
     for name in set(names.tolist()):
         chosen = names == name
         part = {column: values[chosen] for column, values in rows.items()}
         predicted[chosen] = seconds(kind, entry_terms(entries.get(name, entries["any"])), part)
-    return errors(predicted, frame["seconds"].to_numpy(float))
+    return predicted, frame["seconds"].to_numpy(float)
 
 
 def _pooled(table: KernelTable, devices: Mapping[str, Device]) -> dict[str, tuple[Frame, dict[str, Any]]]:

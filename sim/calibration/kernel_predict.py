@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.resources import as_file, files
 from typing import Any
@@ -20,7 +20,7 @@ from sim.calibration.kernel_profile import GROUP_OF
 from sim.calibration.kernel_rows import columns, sent
 from sim.calibration.kernel_tables import KernelTable
 
-__all__ = ["entries_of", "predicted", "textbook"]
+__all__ = ["entries_of", "entries_of_collectives", "names_of", "predicted", "textbook"]
 
 Floats = NDArray[np.float64]
 Profile = Mapping[str, Any]
@@ -38,7 +38,7 @@ def predicted(table: KernelTable, device: Device, profile: Profile | None = None
     for key, index in tables_of(table.kind, table.frame):
         entries = entries_of(GROUP_OF[table.kind], (library or key[0], *key[1:]), device, profile)
         frame = table.frame.iloc[index]
-        names = np.full(len(frame), "any", dtype=object) if table.kind == "gemm" else _names(frame, entries)
+        names = np.full(len(frame), "any", dtype=object) if table.kind == "gemm" else names_of(frame, entries)
         for name in sorted(set(names)):
             chosen = index[names == name]
             part = {column: values[chosen] for column, values in rows.items()}
@@ -82,7 +82,7 @@ def _shipped(device: str) -> Profile:
     return found
 
 
-def _names(frame: Any, entries: Profile) -> Any:
+def names_of(frame: Any, entries: Profile) -> Any:
     """Which entry each row's head layout takes."""
     columns = (frame["heads"], frame["kv_heads"], frame["head_dim"], frame["window"] > 0)
     layouts = [(int(h), int(k), int(d), bool(w)) for h, k, d, w in zip(*columns, strict=True)]
@@ -93,6 +93,15 @@ def _names(frame: Any, entries: Profile) -> Any:
 def _collectives(table: KernelTable, device: Device, profile: Profile | None, library: str | None) -> Floats:
     out, moved = np.full(len(table.frame), np.nan), sent(table.frame)
     link_Bps = device.link.bandwidth_Bps or float("nan")
+    for entry, index in entries_of_collectives(table, device, profile, library):
+        out[index] = collective_of(entry).seconds(moved[index], link_Bps)
+    return out
+
+
+def entries_of_collectives(
+    table: KernelTable, device: Device, profile: Profile | None = None, library: str | None = None
+) -> Iterator[tuple[Profile, Any]]:
+    """The entry of each collective among so many devices of a library, and the numbers of its rows."""
     keys = [table.frame[c] for c in ("library", "version", "op", "num_gpus")]
     own = profile["libraries"] if profile is not None else _shipped(device.name)
     for (name, version, kind, devices), index in table.frame.groupby(keys).indices.items():
@@ -102,5 +111,4 @@ def _collectives(table: KernelTable, device: Device, profile: Profile | None, li
         found = next(c for c in (*(p.get("collectives", {}).get(kind) for p in places), {}) if c is not None)
         if found:
             near = min(found, key=lambda n: (abs(np.log2(float(n) / devices)), -int(n)))
-            out[index] = collective_of(found[near]).seconds(moved[index], link_Bps)
-    return out
+            yield found[near], index

@@ -1,9 +1,10 @@
 """The sustained loads of the measured A100 service, simulated: energies fitted, clock and power compared.
 
 Power of a card at its cap is the cap, so what the loads tell is how far the clock had to fall: cap = idle + busy *
-share^3 + pJ per FLOP and byte times what the loads compute and move, with rates from runs at the measured clocks. That
-is linear in ``busy_W`` and the energy of a FLOP. Memory energy can hardly be told from ``busy_W``, which holds what
-memory draws however much it moves: the clocks are best met at 0 and missed by more than 6 % at 24 pJ a byte.
+clock * voltage^2 + pJ per FLOP and byte times what the loads compute and move, with rates from runs at the measured
+clocks. That is linear in ``busy_W`` and the energy of a FLOP; the clock below which the voltage falls no further is
+searched for step by step. Memory energy can hardly be told from ``busy_W``, which holds what memory draws however much
+it moves.
 """
 
 from __future__ import annotations
@@ -77,18 +78,20 @@ def outcome(built: Built, load: Load, seed: int = 1) -> Outcome:
     return Outcome(duration_s, cycles / duration_s, joules / duration_s, *means)
 
 
-def fit_power(built: Built, loads: Sequence[Load], cap_W: float, seed: int = 1) -> tuple[float, float]:
-    """(busy_W, pJ of a 16-bit FLOP) that hold the card at ``cap_W`` at the clocks that ``loads`` had."""
-    rows, rest = [], []
-    device = built.device
-    assert device.clock is not None and device.energy is not None
-    for load in loads:
-        tflops, memory_TBps, onchip_TBps = rates(built, load, seed)
-        rows.append((device.clock.share(round(load.mean_MHz)) ** 3, tflops))
-        onchip_W = device.energy.onchip_byte_J * 1e12 * onchip_TBps
-        rest.append(cap_W - device.energy.idle_W - MEMORY_pJ * memory_TBps - onchip_W)
-    busy_W, flop_pJ = np.linalg.lstsq(np.array(rows), np.array(rest), rcond=None)[0].tolist()
-    return busy_W, flop_pJ
+def fit_power(built: Built, loads: Sequence[Load], cap_W: float, seed: int = 1) -> tuple[float, float, int]:
+    """(busy_W, pJ of a 16-bit FLOP, voltage floor in MHz) that hold the card at ``cap_W`` at the clocks it had."""
+    clock, energy = built.device.clock, built.device.energy
+    assert clock is not None and energy is not None
+    tflops, memory_TBps, onchip_TBps = np.array([rates(built, load, seed) for load in loads]).T
+    rest = cap_W - energy.idle_W - MEMORY_pJ * memory_TBps - energy.onchip_byte_J * 1e12 * onchip_TBps
+    tried: list[tuple[float, int, Floats]] = []
+    for floor_MHz in range(clock.base_MHz, clock.rated_MHz + 1, clock.step_MHz):
+        unit = replace(clock, busy_W=1.0, voltage_floor_MHz=floor_MHz)
+        rows = np.stack([[unit.busy_W_at(round(load.mean_MHz)) for load in loads], tflops], axis=1)
+        found = np.linalg.lstsq(rows, rest, rcond=None)[0]
+        tried.append((float(np.square(rows @ found - rest).sum()), floor_MHz, found))
+    _, best_MHz, (busy_W, flop_pJ) = min(tried, key=lambda one: one[:2])
+    return float(busy_W), float(flop_pJ), best_MHz
 
 
 def rates(built: Built, load: Load, seed: int) -> tuple[float, float, float]:

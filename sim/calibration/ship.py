@@ -16,6 +16,8 @@ from sim.calibration.kernel_generic import generic_profile
 from sim.calibration.kernel_profile import kernel_profile, save
 from sim.calibration.kernel_rows import without_traps
 from sim.calibration.kernel_tables import KINDS, KernelTable, read_table
+from sim.calibration.spread import annotated
+from sim.calibration.spread_class import with_spreads
 
 __all__ = ["devices_of", "main", "of_device"]
 
@@ -28,9 +30,10 @@ def main(measured: Path, out: Path) -> None:
     devices = devices_of(tables)
     made = {}
     for gpu, device in devices.items():
-        made[gpu] = kernel_profile([of_device(table, gpu) for table in tables], device, SAID)
+        own = [of_device(table, gpu) for table in tables]
+        made[gpu] = annotated(kernel_profile(own, device, SAID), own, device)
         save(made[gpu], out / f"{device.name}.yaml")
-    save(generic_profile(tables, devices, made), out / "generic.yaml")
+    save(with_spreads(generic_profile(tables, devices, made), tables, devices), out / "generic.yaml")
 
 
 def devices_of(tables: list[KernelTable]) -> Mapping[str, Device]:

@@ -23,7 +23,7 @@ __all__ = ["ByContext"]
 
 @dataclass(frozen=True)
 class ByContext:
-    """``contexts``: tokens cached, rising, [points]; ``vectors``: the survival vector at each, [points][gamma]."""
+    """``contexts``: tokens cached, rising, [points]; ``vectors``: the survival vector at each, [points, gamma]."""
 
     contexts: tuple[int, ...]
     vectors: tuple[tuple[float, ...], ...]

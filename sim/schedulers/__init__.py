@@ -41,7 +41,8 @@ class View(Protocol):
 
     def admissible(self, seats: int) -> Iterator[Sequence]:
         """Queue heads, in order, that fit into ``seats`` seats in all and into free KV memory; stops at the first
-        that does not."""
+        that does not. With a prefix cache, ``prefilled`` of their ``prefill_tokens`` need not be read: all of them,
+        where what was found has to be waited for, so that a chunk of no tokens is right for those."""
         ...
 
 

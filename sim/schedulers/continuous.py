@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from sim.request import Sequence
 from sim.schedulers import Plan, View, check
 
 
@@ -27,11 +28,19 @@ class Continuous:
     def plan(self, view: View) -> Plan:
         """Prompts if any can be admitted, else decodes."""
         plan, left = Plan(decode=False), self.token_budget
+        for sequence in view.prefilling:  # whose cached part has come
+            left -= _take(plan, sequence)
         for sequence in view.admissible(self.max_sequences):
-            if plan.admit and sequence.prefill_tokens > left:
+            if left < self.token_budget and sequence.prefill_tokens - sequence.prefilled > left:
                 break
             plan.admit += 1
-            plan.chunks.append((sequence, sequence.prefill_tokens))
-            left -= sequence.prefill_tokens
+            left -= _take(plan, sequence)
         plan.decode = not plan.chunks and view.decoding_seats > 0
         return plan
+
+
+def _take(plan: Plan, sequence: Sequence) -> int:
+    """What is left of a prompt, in one piece."""
+    rest = sequence.prefill_tokens - sequence.prefilled
+    plan.chunks.append((sequence, rest))
+    return rest

@@ -29,6 +29,7 @@ class Static:
     def plan(self, view: View) -> Plan:
         """A new batch when the replica is empty, else decodes."""
         if view.running_seats:
-            return Plan(decode=view.decoding_seats > 0)
+            come = [(s, s.prefill_tokens - s.prefilled) for s in view.prefilling]  # their cached part
+            return Plan(chunks=come, decode=not come and view.decoding_seats > 0)
         batch = list(view.admissible(self.max_sequences))
-        return Plan(len(batch), [(s, s.prefill_tokens) for s in batch], decode=False)
+        return Plan(len(batch), [(s, s.prefill_tokens - s.prefilled) for s in batch], decode=False)

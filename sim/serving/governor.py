@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sim.analytic.hardware import Clock
 from sim.serving.rounds import Rounds
 
-__all__ = ["Governor", "Power"]
+__all__ = ["Governor", "Power", "whole_nJ"]
 
 
 @dataclass(frozen=True)
@@ -86,3 +86,8 @@ class Governor:
     def spend(self, joules: Any, ns: NDArray[np.int64]) -> None:
         """Rounds have run."""
         self.spent_nJ += int(self.power.round_nJ(self.MHz, joules, ns).sum())
+
+
+def whole_nJ(joules: Any) -> int:
+    """Joules of rounds, each as whole nanojoules, summed."""
+    return int(np.rint(np.asarray(joules) * 1e9).sum())

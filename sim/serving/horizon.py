@@ -120,6 +120,14 @@ class Horizon:
             return [sum(row) for row in part.tolist()]
         return np.add.reduce(part, axis=1).tolist()  # type: ignore[no-any-return]
 
+    def ahead(self, rounds: int) -> tuple[int, list[int]]:
+        """:meth:`next_bytes` and :meth:`sums` in one look."""
+        at = self.round - self.base
+        if rounds == 1:
+            first, _, *sums = self.totals[:, at].tolist()
+            return first, sums
+        return int(self.totals[0, at]), self.sums(rounds)
+
     def next_bytes(self) -> int:
         """Bytes of KV that the next decode round needs, its look-ahead included."""
         return int(self.totals[0, self.round - self.base])

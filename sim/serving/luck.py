@@ -23,7 +23,9 @@ _FACTORS = _U(_MIX1), _U(_MIX2)
 
 NEIGHBOURS, ROUNDS, KEPT_TILES = 64, 128, 64
 Build = Callable[..., Any]  # from as many float64 arrays [NEIGHBOURS, ROUNDS] as there are purposes
-PURPOSES = {"acceptance": 1, "match": 2, "draft_length": 3, "think": 4, "router": 5, "offset": 6}
+PURPOSES = {
+    "acceptance": 1, "match": 2, "draft_length": 3, "think": 4, "router": 5, "offset": 6, "fault": 7, "repair": 8,
+}  # fmt: skip
 
 
 def mix(z: int) -> int:

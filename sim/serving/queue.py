@@ -9,11 +9,11 @@ from operator import itemgetter
 
 from sim.request import Sequence
 
-Key = tuple[int, int, int]
+Key = tuple[int, int, int, int]
 
 
 class WaitingLine:
-    """Sequences by (preempted first, queue order, request id); a list with a moving head, cheap at both ends."""
+    """Sequences by (preempted first, queue order, arrival, request id); a list with a moving head."""
 
     def __init__(self, order: str) -> None:
         self.order = order
@@ -27,12 +27,12 @@ class WaitingLine:
         return map(_second, islice(self._items, self._head, None))
 
     def key(self, sequence: Sequence) -> Key:
-        """Lower is sooner: preempted sequences first, then the queue order, then the request's number."""
+        """Lower is sooner: preempted sequences first, then the queue order, then who came first, then by number."""
         request = sequence.request
         rank = 0
         if self.order != "fcfs":
             rank = request.prompt if self.order == "shortest_prompt" else -request.priority
-        return (-1 if sequence.preemptions else 0, rank, request.id)
+        return (-1 if sequence.preemptions else 0, rank, request.arrival_ns, request.id)
 
     def push(self, sequence: Sequence) -> None:
         """Take a place in the line."""

@@ -12,15 +12,23 @@ from collections.abc import Sequence as Ordered
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.request import Sequence
+
+FINISHED, REJECTED, FAILED, PARTIAL = range(4)
 STATUS = ("finished", "rejected", "failed", "partial")
 
 REQUEST_COLUMNS = (
     "id arrival_ns admitted_ns first_token_ns finish_ns prompt output samples rounds drafted accepted preemptions "
-    "replica status priority session"
+    "replica status priority session retries tenant"
 ).split()
-LEAP_COLUMNS = "replica start_ns duration_ns rounds seats chunks waiting running kv_bytes clock_MHz".split()
+LEAP_COLUMNS = "replica start_ns duration_ns rounds seats chunks waiting running kv_bytes clock_MHz nJ".split()
 CHUNK_COLUMNS = "replica leap request cached new last prompt".split()
 STAY_COLUMNS = "replica request first_leap last_leap seats".split()
+LIFE_ENDS = ("end", "drained", "failed")
+LIFE_COLUMNS = "replica group slot up_ns down_ns end".split()
+HIT_COLUMNS = "replica request preemptions level tokens asked_ns start_ns end_ns".split()
+LEVEL_COLUMNS = "replica level evicted_blocks kept_bytes".split()
+REFUSED_COLUMNS = "request reason".split()
 MOVE_COLUMNS = "request sender receiver asked_ns start_ns end_ns tokens bytes".split()
 
 
@@ -30,11 +38,23 @@ class Table:
     def __init__(self, columns: Ordered[str]) -> None:
         self.columns = tuple(columns)
         self._numbers = array("q")
+        self.gone = 0  # rows that somebody took away
         self.append = self._numbers.extend
         """Add one row, a tuple in the order of the columns."""
 
     def __len__(self) -> int:
-        return len(self._numbers) // len(self.columns)
+        return self.gone + len(self._numbers) // len(self.columns)
+
+    def take(self) -> NDArray[np.int64]:
+        """All rows that are still here, as :meth:`array`; they are forgotten, though ``len`` still counts them."""
+        rows = self.array()
+        del self._numbers[:]
+        self.gone += len(rows)
+        return rows
+
+    def last(self) -> tuple[int, ...]:
+        """The row that was added last."""
+        return tuple(self._numbers[-len(self.columns) :])
 
     def array(self) -> NDArray[np.int64]:
         """All rows, shape [rows, columns]; a copy."""
@@ -127,10 +147,27 @@ class Recorder:
     """Everything that happened, in tables. ``channels`` names the sums over a leap that its policy declares."""
 
     def __init__(self, channels: int, replicas: int) -> None:
+        self.channels = channels
         self.requests = Table(REQUEST_COLUMNS)
         self.leaps = Table([*LEAP_COLUMNS, *(f"sum_{i}" for i in range(channels))])
         self.chunks = Table(CHUNK_COLUMNS)
         self.stays = Table(STAY_COLUMNS)
         self.moves = Table(MOVE_COLUMNS)
+        self.hits = Table(HIT_COLUMNS)
+        self.levels = Table(LEVEL_COLUMNS)
+        self.lives = Table(LIFE_COLUMNS)
+        self.refused = Table(REFUSED_COLUMNS)
+        self.held_ns = self.lost_tokens = 0  # in the gateway's line; emitted and asked for anew
         self.gaps = Gaps()
         self.leaps_of = [0] * replicas
+
+    def ended(self, s: Sequence, replica: int, status: int, end_ns: int) -> None:
+        """A request ends; ``status`` as in STATUS, ``replica`` -1 for one that no replica had."""
+        r = s.request
+        self.requests.append(
+            (
+                r.id, r.arrival_ns, s.admitted_ns, s.first_token_ns, end_ns, r.prompt, r.output, r.samples, s.rounds,
+                s.drafted, s.accepted, s.preemptions, replica, status, r.priority, r.session, s.retries,
+                r.tenant,
+            )
+        )  # fmt: skip

@@ -18,11 +18,12 @@ from sim.policies import Chunk, Chunks, Future, Policy, Windows, ones
 from sim.request import Member, Request, Sequence
 from sim.routers import ReplicaState
 from sim.schedulers import Plan, Scheduler
-from sim.serving.clock import ARRIVAL, PLAN, ROUND, Clock, Moment
-from sim.serving.governor import Governor, Power
+from sim.serving.clock import ARRIVAL, LANDED, PLAN, ROUND, Clock, Moment
+from sim.serving.governor import Governor, Power, whole_nJ
 from sim.serving.horizon import Entry, Horizon, Rows
 from sim.serving.kv import KvBudget
 from sim.serving.luck import Luck
+from sim.serving.prefix import Offers, Prefix, PrefixStore
 from sim.serving.queue import WaitingLine
 from sim.serving.record import Recorder
 from sim.serving.rounds import Rounds
@@ -79,7 +80,8 @@ class Setup:
 
     ``stepping``: one event a round. ``prompt_ends``: the end of a request is an event of its own, because somebody
     outside waits for it (a closed loop); otherwise a leap runs through ends that nobody queues behind. ``power``: what
-    governs the clock; None where it is fixed.
+    governs the clock; None where it is fixed. ``prefix``: the prefix cache; None where there is none.
+    ``metered``: joules are counted round by round, as they are anyway where a clock is governed.
     """
 
     rounds: Rounds
@@ -92,6 +94,8 @@ class Setup:
     stepping: bool = False
     prompt_ends: bool = False
     power: Power | None = None
+    prefix: Prefix | None = None
+    metered: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,8 +126,11 @@ class Replica:
         self.tokens_per_round = setup.policy.tokens_per_round
         self.decode_limit = setup.scheduler.decode_seats(self.tokens_per_round)
         self.most_seats = min(self.decode_limit, getattr(setup.scheduler, "max_sequences", self.decode_limit))
+        quick = getattr(setup.scheduler, "admits", None)  # what it says of a plan without making one
+        self._would_admit: Callable[[Replica], int] = quick or (lambda view: setup.scheduler.plan(view).admit)
         channels = setup.policy.channels(setup.windows)
         self.horizon, self.no_sums = Horizon(2 + channels), [0] * channels
+        self.padding = [0] * (recorder.channels - channels)
         self.waiting = WaitingLine(setup.scheduler.order)
         self.prefilling: list[Sequence] = []
         self.ready: list[Sequence] = []
@@ -133,50 +140,69 @@ class Replica:
         self.running_seats = self.decoding_seats = self.held_bytes = 0
         self.decoded_ns, self.ended_ns = 0, -1
         self.tiers: Any = setup.policy if hasattr(setup.policy, "tier_of") else None
+        self.by_line = getattr(setup.policy, "follows", "") == "waiting"
         self.tier = 0
         self.encoding: Any = setup.policy if hasattr(setup.policy, "reading") else None
         self.leap: Leap | None = None
         self.reach = REACH[1]
-        self.plan_asked = self.crowded = False
+        self.plan_asked = self.crowded = self.closed = False
         engine = setup.rounds.engine
         self.request_ns, self.ahead = round(engine.request_s * 1e9), engine.plan_ahead
+        self.batch_wait: int = getattr(setup.scheduler, "batch_wait", 0)
         self.coming: dict[int, Sequence] = {}
         self.later: list[tuple[int, Sequence]] = []
         self.rounds_over = 0
         self.governor = None if setup.power is None else Governor(setup.power)
         self.rounds = setup.rounds
+        self.metered = self.governor is not None or setup.metered
         self.pooled: Pooled | None = None
         self.leaving: dict[int, int] = {}
         self.gone_bytes = 0  # since the round under way began
         self.landing: dict[int, Sequence] = {}
+        self.store = None if setup.prefix is None else PrefixStore(setup.prefix)
+        self.loading: dict[int, Sequence] = {}
 
     # --- what others ask -------------------------------------------------------------------------------------------
 
-    def arrive(self, request: Request) -> None:
-        """Take a request in; the scheduler hears of it when the engine has done what it does once a request."""
-        sequence = Sequence.of(request)
-        if not self._can_ever_serve(request):
-            self._record(sequence, 1, self.env.now)
+    def arrive(self, sequence: Sequence) -> None:
+        """Take a sequence in; the scheduler hears of it when the engine has done what it does once a request."""
+        request = sequence.request
+        if not self.can_ever_serve(request):
+            self.record(sequence, 1, self.env.now)
             self.finished(request)
         elif self.request_ns:
             self.coming[request.id] = sequence
-            Moment(self.env, self.request_ns, ARRIVAL, lambda _: self._enter(self.coming.pop(request.id)))
+            Moment(self.env, self.request_ns, ARRIVAL, lambda _: self._come(request.id))
         else:
             self._enter(sequence)
+
+    def _come(self, number: int) -> None:
+        if number in self.coming:
+            self._enter(self.coming.pop(number))
+
+    def close(self) -> None:
+        """The replica is no more; whoever was in it has been taken out (sim/serving/evacuate.py)."""
+        self.closed, self.leap = True, None
+        self.horizon = Horizon(len(self.horizon.totals), 1)
+        self.waiting = WaitingLine(self.setup.scheduler.order)
+        for there in (self.coming, self.later, self.admitted, self.entries):
+            there.clear()
 
     def _enter(self, sequence: Sequence) -> None:
         """Join the line; interrupt the leap under way if that could change the plan."""
         leap = self.leap
         if leap is not None:
             self._book_ends(leap)
-        sequence.held_bytes = self._hold(sequence)
-        if self.ahead:
+        sequence.held_bytes, sequence.prefilled = self._hold(sequence), 0
+        if self.ahead or self.batch_wait:
             self._enter_later(sequence)
             return
         self.waiting.push(sequence)
+        if leap is not None and self.by_line and self.tiers.tier_of(self.tier, len(self.waiting)) != self.tier:
+            self._stop_after(leap, leap.under_way(self.env.now))
         if leap is None:
             self._ask_plan()
-        elif self.waiting.is_head(sequence) and self.setup.scheduler.plan(self).admit:
+        elif self.waiting.is_head(sequence) and self._would_admit(self):
             self._stop_after(leap, leap.under_way(self.env.now))
         elif leap.reading:
             self._stop_after(leap, 1)
@@ -184,14 +210,16 @@ class Replica:
             self._stop_after(leap, leap.done + self.horizon.rounds_to_end())
 
     def _enter_later(self, sequence: Sequence) -> None:
-        """Of an engine that plans ahead: the round under way and those already planned run first."""
+        """The round under way and those already planned run first; then it waits for others, or joins who waits."""
         leap = self.leap
-        under_way = 0 if leap is None else leap.under_way(self.env.now)
-        self.later.append((self.rounds_over + under_way + self.ahead, sequence))
+        due = self.rounds_over + self.ahead + (0 if leap is None else leap.under_way(self.env.now))
+        company = self.later[-1][0] if self.later and self.batch_wait else 0
+        due = company if company >= due else due + self.batch_wait
+        self.later.append((due, sequence))
         if leap is None:
             self._ask_plan()
         else:
-            self._stop_after(leap, under_way + self.ahead)
+            self._stop_after(leap, due - self.rounds_over)
 
     def receive(self, sequence: Sequence) -> None:
         """Take in a sequence whose prompt another replica has read; its cache is fetched once it is admitted."""
@@ -202,6 +230,10 @@ class Replica:
         """The cache of a request that was handed over has gone."""
         freed = self.leaving.pop(number)
         self.held_bytes -= freed
+        if self.store is not None:
+            freed += self.store.pinned_bytes
+            self.store.release(number)
+            freed -= self.store.pinned_bytes
         self.gone_bytes += freed if self.leap is not None else 0
         if self.leap is None and (self.admitted or len(self.waiting) or self.later):
             self._ask_plan()
@@ -230,9 +262,25 @@ class Replica:
         if leap is not None and (leap.plan.decode or leap.joins):
             self._book_ends(leap)
             begun = leap.over_at(now_ns) - leap.done
-        kv_bytes = self.held_bytes + int(self.horizon.window(begun + 1)[0, begun])
+        kv_bytes = self.held_bytes + int(self.horizon.window(begun + 1)[0, begun]) + self.pinned_bytes
         waiting = len(self.waiting) + len(self.later) + len(self.coming)
         return ReplicaState(waiting, self.running_seats, kv_bytes, self.setup.kv.capacity_bytes)
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Bytes of the prefix cache that running sequences share; those of their own are counted apart."""
+        return 0 if self.store is None else self.store.pinned_bytes
+
+    def cached_prefix(self, request: Request) -> int:
+        """Tokens of a request that the prefix cache holds now, in memory or in a tier below; 0 without one."""
+        store, leap, begun = self.store, self.leap, 0
+        if store is None:
+            return 0
+        if leap is not None and (leap.plan.decode or leap.joins):
+            self._book_ends(leap)
+            begun = leap.over_at(self.env.now) - leap.done
+        self._evict(int(self.horizon.window(begun + 1)[0, begun]))
+        return store.tokens(request)
 
     def unfinished(self) -> Iterator[Sequence]:
         """Sequences in the house, waiting or running."""
@@ -246,19 +294,22 @@ class Replica:
         if self.leap is not None:
             self._book_ends(self.leap)
         for sequence in list(self.unfinished()):
-            self._record(sequence, 3, self.env.now)
+            self.record(sequence, 3, self.env.now)
+        for row in () if self.store is None else self.store.counts():
+            self.recorder.levels.append((self.index, *row))
 
     def admissible(self, seats: int) -> Iterator[Sequence]:
         """Queue heads that fit into ``seats`` seats and free KV memory; nobody right after a preemption."""
         if self.crowded:
             return
         kv = self.setup.kv
-        room = kv.capacity_bytes - self.held_bytes - self.horizon.next_bytes()
+        room = kv.capacity_bytes - self.held_bytes - self.horizon.next_bytes() - self.pinned_bytes
+        offers = None if self.store is None else Offers(self.store, self.env.now)
         left = seats - self.running_seats
         empty = not self.admitted
         for sequence in self.waiting:
-            left -= sequence.seats
-            room -= sequence.held_bytes
+            left -= len(sequence.members)
+            room -= sequence.held_bytes if offers is None else self._offered(offers, sequence)
             if left < 0 or room < (0 if empty else kv.watermark_bytes):
                 return
             empty = False
@@ -274,6 +325,8 @@ class Replica:
 
     def _on_plan(self, _: simpy.Event | None) -> None:
         self.plan_asked = False
+        if self.closed:
+            return
         if self.later:
             self._let_in()
         if self.ready:
@@ -282,21 +335,23 @@ class Replica:
         plan = self.setup.scheduler.plan(self) if self.prefilling or len(self.waiting) else Plan()
         for _admitted in range(plan.admit):
             self._admit(self.waiting.pop())
-        if self.landing:  # nobody reads what has been read elsewhere
+        if self.store is not None:
+            self._remember(self.store, plan)
+        if self.landing or self.loading:  # nobody reads what has been read elsewhere, or has not come yet
             plan.chunks = [(sequence, new) for sequence, new in plan.chunks if new]
             plan.decode = plan.decode or not plan.chunks
         plan.decode = plan.decode and self.decoding_seats > 0
         switch_ns = self._choose_tier() if plan.decode and self.tiers is not None else 0
         if plan.chunks or plan.decode:
             self._launch(plan, switch_ns)
-        moving = self.leaving or self.landing
+        moving = self.leaving or self.landing or self.loading
         idle = not (self.admitted or len(self.waiting) or self.later)
         assert self.leap or moving or idle, "a replica with work must not fall asleep"
 
     def _admit(self, sequence: Sequence) -> None:
         self.admitted[sequence.request.id] = sequence
         if sequence.prefill_tokens:
-            self.prefilling.append(sequence)
+            self._read(sequence)
         else:
             assert self.pooled is not None and self.pooled.fetch is not None
             self.landing[sequence.request.id] = sequence
@@ -305,6 +360,59 @@ class Replica:
         self.held_bytes += sequence.held_bytes
         if sequence.admitted_ns < 0:
             sequence.admitted_ns = self.env.now
+
+    # --- the prefix cache --------------------------------------------------------------------------------------------
+
+    def _offered(self, offers: Offers, sequence: Sequence) -> int:
+        """Bytes that a head of the line would take; notes on it what it need not read: all, while it would have to
+        wait for it.
+        """
+        found, waits, pinned_bytes = offers.tokens_bytes(sequence.request, sequence.prefill_tokens)
+        sequence.prefilled = sequence.prefill_tokens if waits else found
+        return sequence.held_bytes - found * offers.store.spec.token_bytes + pinned_bytes
+
+    def _read(self, sequence: Sequence) -> None:
+        """An admitted sequence reads its prompt, what is cached left out, as soon as that has come."""
+        store, request, now = self.store, sequence.request, self.env.now
+        ready_ns = now
+        if store is not None:
+            hit = store.take(request, sequence.prefill_tokens, now)
+            ready_ns, sequence.prefilled = hit.ready_ns, hit.tokens
+            sequence.held_bytes -= store.shared_bytes(request.id)
+            for level, tokens, start_ns, end_ns in hit.levels:
+                row = (self.index, request.id, sequence.preemptions, level, tokens, now, start_ns, end_ns)
+                self.recorder.hits.append(row)
+        if ready_ns > now:
+            self.loading[request.id] = sequence
+            Moment(self.env, ready_ns - now, LANDED, lambda _: self._loaded(request.id))
+        else:
+            self.prefilling.append(sequence)
+
+    def _loaded(self, number: int) -> None:
+        """What was found has come; the rest is read from the next round on."""
+        if self.closed:
+            return
+        self.prefilling.append(self.loading.pop(number))
+        if self.leap is None:
+            self._ask_plan()
+        else:
+            self._book_ends(self.leap)
+            self._stop_after(self.leap, self.leap.under_way(self.env.now))
+
+    def _remember(self, store: PrefixStore, plan: Plan) -> None:
+        """What the planned round reads enters the cache with it, and idle blocks go where memory is short."""
+        for sequence, new in plan.chunks:
+            if new and sequence.request.id not in self.loading:
+                moved_bytes = store.add(sequence.request, sequence.prefilled + new)
+                sequence.held_bytes -= moved_bytes
+                self.held_bytes -= moved_bytes
+        self._evict(self.horizon.next_bytes())
+
+    def _evict(self, decodes_bytes: int) -> None:
+        """Make room for decodes of so many bytes, and for all that is held besides."""
+        store = self.store
+        if store is not None:
+            store.shrink(self.setup.kv.capacity_bytes - self.held_bytes - store.pinned_bytes - decodes_bytes)
 
     def _hold(self, sequence: Sequence) -> int:
         """Bytes of KV from admission until the sequence decodes."""
@@ -351,20 +459,22 @@ class Replica:
         """What samples add to each round from the one on in which they join; ``ahead``: see :meth:`_entry`."""
         setup, request, parts = self.setup, sequence.request, []
         policy = setup.policy if self.encoding is None else self.encoding.reading(request.prompt)
-        shared = setup.kv.shared_bytes(request.prompt, len(futures))
+        shared = cached = 0 if self.store is None else self.store.shared_bytes(request.id)
+        if len(futures) > 1:
+            shared = setup.kv.shared_bytes(request.prompt, len(futures))
         for member, future in futures:
             context = request.prompt + member.emitted + ahead - 1
             kv = setup.kv.bytes_along(future.offsets, context + self.tokens_per_round, request.prompt)
             kv = kv - shared if shared else kv
             parts.append((kv, ones(len(kv)), *policy.rows(future, context, setup.windows)))
-        return parts[0] if len(parts) == 1 else _stack(parts, shared)
+        return parts[0] if len(parts) == 1 else _stack(parts, shared - cached)
 
     def _choose_tier(self) -> int:
         """Of a policy that follows the load: the tier of the round that begins now; returns nanoseconds of a switch.
 
         Rounds that have begun stay; all others are drawn anew, under the same luck.
         """
-        tier = self.tiers.tier_of(self.tier, self.decoding_seats)
+        tier = self.tiers.tier_of(self.tier, len(self.waiting) if self.by_line else self.decoding_seats)
         if tier == self.tier:
             return 0
         self.tier = tier
@@ -391,10 +501,11 @@ class Replica:
     def _make_room(self) -> bool:
         """Preempt the latest admitted until the next decode round fits; True if anybody had to go."""
         went = False
-        if self.horizon.peak_bytes + self.held_bytes <= self.setup.kv.capacity_bytes:
+        if self.horizon.peak_bytes + self.held_bytes + self.pinned_bytes <= self.setup.kv.capacity_bytes:
             return went
-        while self.horizon.next_bytes() + self.held_bytes > self.setup.kv.capacity_bytes:
-            self._preempt(next(s for number, s in reversed(self.admitted.items()) if number not in self.landing))
+        while self.horizon.next_bytes() + self.held_bytes + self.pinned_bytes > self.setup.kv.capacity_bytes:
+            still = (s for n, s in reversed(self.admitted.items()) if n not in self.landing and n not in self.loading)
+            self._preempt(next(still))
             went = True
         return went
 
@@ -413,6 +524,8 @@ class Replica:
                 sequence.last_emit_ns = self.decoded_ns
         self.running_seats -= sequence.seats
         del self.admitted[number]
+        if self.store is not None:
+            self.store.release(number)
         sequence.restart()
         sequence.held_bytes = self._hold(sequence)
         self.waiting.push(sequence)
@@ -457,22 +570,28 @@ class Replica:
             return []
         if self.landing or (self.pooled is not None and self.pooled.hand_over is not None):
             return []
-        seats = self.decoding_seats + sum([s.seats for s in reading])
-        if seats > self.decode_limit or not all(_completes(s, new) for s, new in plan.chunks):
+        seats = self.decoding_seats
+        for sequence, new in plan.chunks:
+            if not _completes(sequence, new):
+                return []
+            seats += len(sequence.members)
+        if seats > self.decode_limit:
             return []
         if self.tiers is not None and self._tier_after(reading) != self.tier:
             return []
-        entries = [self._entry(sequence) for sequence, _ in plan.chunks]
-        peak_bytes = self.horizon.peak_bytes + sum([entry.peak_bytes for entry in entries])
-        if self.held_bytes + peak_bytes > setup.kv.capacity_bytes:
+        entries, peak_bytes = [], self.horizon.peak_bytes
+        for sequence, _ in plan.chunks:
+            entries.append(self._entry(sequence))
+            peak_bytes += entries[-1].peak_bytes
+        if self.held_bytes + peak_bytes + self.pinned_bytes > setup.kv.capacity_bytes:
             return []
         for entry in entries:
             self.horizon.add(entry, ahead=1)
         return entries
 
     def _tier_after(self, joining: list[Sequence]) -> int:
-        """The tier of the round after the next one, if these join then."""
-        seats = self.horizon.seats_after(1) + sum([s.seats for s in joining])
+        """The tier of the round after the next one, if these join then and nobody waits."""
+        seats = 0 if self.by_line else self.horizon.seats_after(1) + sum([s.seats for s in joining])
         tier: int = self.tiers.tier_of(self.tier, seats)
         return tier
 
@@ -481,8 +600,10 @@ class Replica:
         rounds = min(self.horizon.last_end - self.horizon.round - 1, self.reach)
         if self.tier:
             rounds = self.horizon.rounds_with(self.tiers.least_seats(self.tier), 1, 1 + rounds) - 1
-        seats += sum([entry.sequence.seats for entry in joins])
-        return self.rounds.decode_ns(seats, self.horizon.window(1 + rounds)[1:, 1:])
+        for entry in joins:
+            seats += len(entry.sequence.members)
+        at = self.horizon.round - self.horizon.base + 1
+        return self.rounds.decode_ns(seats, self.horizon.totals[1:, at : at + rounds])
 
     def _one_round_ns(self, plan: Plan, seats: int) -> NDArray[np.int64]:
         """Nanoseconds of a single round, with or without prompts, shape [1]."""
@@ -504,7 +625,7 @@ class Replica:
             rounds = min(horizon.last_end - horizon.round, self.reach)
         if self.tier:
             rounds = horizon.rounds_with(self.tiers.least_seats(self.tier), 0, rounds)
-        return horizon.rounds_that_fit(rounds, setup.kv.capacity_bytes - self.held_bytes)
+        return horizon.rounds_that_fit(rounds, setup.kv.capacity_bytes - self.held_bytes - self.pinned_bytes)
 
     def _sleep(self, leap: Leap) -> None:
         stop = leap.stop
@@ -557,6 +678,8 @@ class Replica:
             rounds = 1 if leap.reading else min(stop - leap.done, self.horizon.rounds_to_end())
             self._record_leap(leap, rounds)
             self._record_gaps(leap, rounds)
+            if self.store is not None:  # within a piece memory only fills
+                self._evict(int(self.horizon.window(rounds)[0, rounds - 1]))
             leap.done += rounds
             for entry, member in self.horizon.advance(rounds):
                 self._end_member(entry, member, self.decoded_ns)
@@ -634,15 +757,21 @@ class Replica:
                 self.recorder.stays.append((self.index, sequence.request.id, entry.leap, last, 1))
 
     def _finish(self, sequence: Sequence, end_ns: int) -> None:
-        del self.admitted[sequence.request.id]
-        self._record(sequence, 0, end_ns)
+        request = sequence.request
+        del self.admitted[request.id]
+        if self.store is not None:
+            if request.samples == 1 and request.id in self.store.runs:
+                self.store.add(request, request.prompt + request.output - 1)
+            self.store.release(request.id)
+        self.record(sequence, 0, end_ns)
         self.finished(sequence.request)
 
-    def _can_ever_serve(self, request: Request) -> bool:
+    def can_ever_serve(self, request: Request) -> bool:
+        """Whether seats, context and KV memory allow it at all."""
         setup = self.setup
         if self.pooled is not None and self.pooled.beyond is not None:
             fits = self._hold(Sequence.of(request)) <= setup.kv.capacity_bytes
-            return fits and request.samples <= self.most_seats and self.pooled.beyond._can_ever_serve(request)
+            return fits and request.samples <= self.most_seats and self.pooled.beyond.can_ever_serve(request)
         return (
             request.samples <= self.most_seats
             and request.prompt + request.output <= setup.max_context
@@ -651,28 +780,28 @@ class Replica:
 
     # --- the record --------------------------------------------------------------------------------------------------
 
-    def _record(self, s: Sequence, status: int, end_ns: int) -> None:
-        r = s.request
-        self.recorder.requests.append(
-            (
-                r.id, r.arrival_ns, s.admitted_ns, s.first_token_ns, end_ns, r.prompt, r.output, r.samples, s.rounds,
-                s.drafted, s.accepted, s.preemptions, self.index, status, r.priority, r.session,
-            )
-        )  # fmt: skip
+    def record(self, s: Sequence, status: int, end_ns: int) -> None:
+        """A request ends here; ``status`` as in ``sim.serving.record.STATUS``."""
+        self.recorder.ended(s, self.index, status, end_ns)
 
     def _record_leap(self, leap: Leap, rounds: int) -> None:
         recorder, index, chunks = self.recorder, self.index, leap.plan.chunks
-        seats, sums = 0, self.no_sums
-        if leap.plan.decode:
-            seats, sums = self.decoding_seats, self.horizon.sums(rounds)
+        next_bytes, sums = self.horizon.ahead(rounds)
+        seats = self.decoding_seats if leap.plan.decode else 0
         begun, over = leap.after[leap.done], leap.after[leap.done + rounds]
-        if self.governor is not None:
-            self.governor.spend(self._joules(leap, rounds), leap.ns[leap.done : leap.done + rounds])
+        nJ = -1
+        if self.metered:
+            joules = self._joules(leap, rounds)
+            nJ = whole_nJ(joules)
+            if self.governor is not None:
+                self.governor.spend(joules, leap.ns[leap.done : leap.done + rounds])
         recorder.leaps.append(
             (
                 index, leap.start_ns + begun, over - begun, rounds, seats, len(chunks),
-                len(self.waiting), self.running_seats, self.held_bytes + self.gone_bytes + self.horizon.next_bytes(),
-                0 if self.governor is None else self.governor.MHz, *sums,
+                len(self.waiting), self.running_seats,
+                self.held_bytes + self.gone_bytes + next_bytes + (0 if self.store is None else self.pinned_bytes),
+                0 if self.governor is None else self.governor.MHz, nJ,
+                *(sums if seats else self.no_sums), *self.padding,
             )
         )  # fmt: skip
         number = recorder.leaps_of[index]
@@ -726,6 +855,9 @@ def _chunks(plan: Plan) -> Chunks:
 
 def _completes(sequence: Sequence, new: int) -> bool:
     """Whether so many more prompt tokens are the last, and every sample then still has something to emit."""
+    if len(sequence.members) == 1:
+        left = sequence.request.output - sequence.members[0].emitted
+        return left > 1 and sequence.prefilled + new == sequence.prefill_tokens
     most = max([member.emitted for member in sequence.members])
     return sequence.prefilled + new == sequence.prefill_tokens and most + 1 < sequence.request.output
 

@@ -15,12 +15,14 @@ from sim.calibration.ablation import LADDERS, ladder
 from sim.calibration.kernel_predict import predicted
 from sim.calibration.kernel_rows import is_held
 from sim.calibration.ship import devices_of, of_device
+from sim.silicon.at_once_judged import series
 from sim.silicon.kernels import TITLES, shipped
 from sim.silicon.plots import pictures
 from sim.silicon.sections import Section, run
 
 __all__ = ["main", "text"]
 
+SERVED = ("throughput", "prefill, 2023", "decode step, 2023")
 BEGIN, END = "<!-- silicon: made by python -m sim.silicon.pages docs -->", "<!-- silicon ends -->"
 
 
@@ -37,13 +39,19 @@ def main(docs: Path) -> None:
     beside.replace(page)
     for kind, title in TITLES.items():
         pictures(_series(kind), title, docs / f"silicon-{kind.replace('_', '-')}.png")
+    for title, points in series().items():
+        pictures(points, title, docs / f"silicon-{_file(title)}.png")
 
 
 def text(sections: Iterable[Section]) -> Iterator[str]:
     """Verdicts, tables and what each term pays, as Markdown."""
     sections = list(sections)
     for section in sections:
-        yield f"**{section.title[0].upper()}{section.title[1:]}** (medians over the tables):\n"
+        of = "" if section.covered else " (medians over the tables)"
+        yield f"**{section.title[0].upper()}{section.title[1:]}**{of}:\n"
+        if section.covered:
+            yield from _coverage(section)
+            continue
         head = ("quantity", "tables", "median", "90th percentile", "datasheet's median", "target", "")
         yield from _grid(head, (
             (v.quantity, v.tables, _share(v.median), _share(v.p90), _share(v.textbook),
@@ -56,7 +64,7 @@ def text(sections: Iterable[Section]) -> Iterator[str]:
         steps = ladder(table, devices_of([table]))
         cells = ((name, f"{_share(e.median)} / {_share(e.p90)}") for name, e in steps)
         yield from _grid((f"{TITLES[kind]}: with", "error"), cells)
-    for section in sections:
+    for section in (one for one in sections if one.rows):
         yield f"Every table of *{section.title}*:\n"
         columns = ("", "device", "library", "what", "n", "median", "90th percentile", "bias", "datasheet's median")
         yield from _grid(columns, (
@@ -68,7 +76,20 @@ def text(sections: Iterable[Section]) -> Iterator[str]:
         yield ""
     for kind, title in TITLES.items():
         yield f"![{title}: predicted against measured, residual against size](silicon-{kind.replace('_', '-')}.png)"
+    for title in SERVED:
+        yield f"![{title}: predicted against measured, residual against size](silicon-{_file(title)}.png)"
     yield ""
+
+
+def _file(title: str) -> str:
+    return title.replace(",", "").replace(" ", "-")
+
+
+def _coverage(section: Section) -> Iterator[str]:
+    """How many measurements lie within their intervals."""
+    yield from _grid(("", "device", "n", "inside", "allowed"), (
+        (c.what, c.device, c.n, _share(c.share), c.allowed) for c in section.covered
+    ))  # fmt: skip
 
 
 def _series(kind: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:

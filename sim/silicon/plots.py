@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 __all__ = ["pictures"]
 
 Floats = NDArray[np.float64]
+FEW = 500
 MOST = 6000  # points of one series: more only makes the file heavy
 
 
@@ -22,14 +24,15 @@ def pictures(series: dict[str, tuple[Floats, Floats]], title: str, path: Path) -
     for name, (measured, predicted) in series.items():
         some = slice(None, None, max(1, len(measured) // MOST))
         x, y = measured[some] * 1e3, predicted[some] * 1e3
-        left.loglog(x, y, ".", markersize=2, alpha=0.4, label=name, rasterized=True)
-        right.semilogx(x, np.clip(100 * (y / x - 1), -100, 100), ".", markersize=2, alpha=0.4, rasterized=True)
+        look: dict[str, Any] = {"markersize": 2 if len(x) > FEW else 7, "alpha": 0.4 if len(x) > FEW else 0.8}
+        left.loglog(x, y, ".", label=name, rasterized=True, **look)
+        right.semilogx(x, np.clip(100 * (y / x - 1), -100, 100), ".", rasterized=True, **look)
     ends = np.array(left.get_xlim())
     left.plot(ends, ends, color="black", linewidth=0.8)
     right.axhline(0, color="black", linewidth=0.8)
     left.set(xlabel="measured (ms)", ylabel="predicted (ms)", title=title)
     right.set(xlabel="measured (ms)", ylabel="error (%), cut at 100", title="residual against size")
-    left.legend(markerscale=6, fontsize=8)
+    left.legend(markerscale=6 if max(len(m) for m, _ in series.values()) > FEW else 1, fontsize=8)
     beside = path.with_name(f"{path.stem}.tmp{path.suffix}")
     figure.savefig(beside, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
     beside.replace(path)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sim.calibration.kernel_tables import KINDS
-from sim.silicon import kernels, left_out
+from sim.silicon import at_once_judged, coverage, inferencex_judged, kernels, left_out
+from sim.silicon.coverage import Covered
 from sim.silicon.rows import Judged, Verdict
 
 __all__ = ["SECTIONS", "Section", "run"]
@@ -20,11 +21,12 @@ class Section:
     rows: list[Judged]
     verdicts: list[Verdict]
     left_out: tuple[str, ...] = ()
+    covered: tuple[Covered, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether every verdict holds."""
-        return all(v.passed for v in self.verdicts)
+        """Whether every verdict holds, and intervals hold as often as they say."""
+        return all(v.passed for v in self.verdicts) and all(c.passed for c in self.covered)
 
 
 def _kernels() -> Section:
@@ -38,7 +40,38 @@ def _left_out() -> Section:
     return Section("kernels of a device left out of the fit", rows, left_out.verdicts(rows))
 
 
-SECTIONS: dict[str, Callable[[], Section]] = {"kernels": _kernels, "left-out": _left_out}
+def _coverage() -> Section:
+    return Section("80 % intervals, on shapes that neither fit nor spread has seen", [], [],
+                   covered=tuple(coverage.covered()))  # fmt: skip
+
+
+def _late_2023() -> Section:
+    rows = list(at_once_judged.rows_2023())
+    return Section("prefills and decode steps of late 2023, held-out points", rows, at_once_judged.verdicts_2023(rows))
+
+
+def _throughput() -> Section:
+    rows = list(at_once_judged.grid_rows())
+    said = f"every {at_once_judged.SAMPLE}th cell of the release is run; validate --serving FILE runs all of a table"
+    return Section("throughput of a release that no fit has seen", rows, at_once_judged.grid_verdicts(rows), (said,))
+
+
+def _inferencex() -> Section:
+    every = inferencex_judged.EVERY
+    found = inferencex_judged.points(inferencex_judged.shipped())
+    said = f"every {every}th of the points is run; validate --serving FILE runs all of a table"
+    rows, verdicts = inferencex_judged.judged(found), inferencex_judged.verdicts(found)
+    return Section("served points on H200", rows, verdicts, (said, *inferencex_judged.left_out(found)))
+
+
+SECTIONS: dict[str, Callable[[], Section]] = {
+    "kernels": _kernels,
+    "left-out": _left_out,
+    "coverage": _coverage,
+    "late-2023": _late_2023,
+    "throughput": _throughput,
+    "inferencex": _inferencex,
+}
 
 
 def run() -> list[Section]:

@@ -18,8 +18,10 @@ from sim.calibration.kernel_predict import predicted, textbook
 from sim.calibration.kernel_profile import kernel_profile, save
 from sim.calibration.kernel_rows import TRAPS, plausible, shapes, without_traps
 from sim.calibration.kernel_tables import KernelTable, read_table
+from sim.calibration.spread import annotated
 from sim.silicon.kernels import judge
 from sim.silicon.rows import Judged
+from sim.silicon.unseen import unseen
 
 __all__ = ["Calibrated", "Predicted", "calibrated", "predict", "write_rows"]
 
@@ -40,7 +42,9 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A kernel profile fitted to files, and its errors on shapes that the fold at hand had left out."""
+    """A kernel profile fitted to files, its errors on shapes that the fold at hand had left out, and those of a fit
+    that has seen other devices only.
+    """
 
     profile: dict[str, Any]
     folds: list[Judged]
@@ -105,7 +109,9 @@ def calibrated(files: Sequence[str], device: str) -> Calibrated:
         raise ValueError(f"--kernels: several files of {max(kinds, key=kinds.count)}; allowed: one of each kind")
     names = ", ".join(table.file for table in tables)
     profile = kernel_profile(tables, found, f"decodesim calibrate --kernels {names}", everything=True)
+    profile = annotated(profile, tables, found, everything=True)
     folds = [row for table in tables if table.kind != "collectives" for row in _folded(table, found)]
+    folds += unseen(tables, found)
     fitted = np.concatenate([predicted(table, found, profile) for table in tables])
     measured = np.concatenate([table.frame["seconds"].to_numpy(float) for table in tables])
     return Calibrated(profile, folds, notes, measured, fitted)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import dropwhile, takewhile
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -46,16 +48,14 @@ def layer_of(tag: str, shape: ModelShape) -> Layer | None:
 def check_shards(key: str, shards: int, ops: Sequence[Op]) -> None:
     """Raise ValueError unless ``shards`` is the number of devices that the layout cuts the model over.
 
-    A ring all-reduce sends 2 (t - 1) / t of the residual stream, which a norm reads and writes once each.
+    The first collective after a block is among all of them, in one phase or several.
     """
-    wires = [op for op in ops if op.name == "all_reduce"]
+    sums = ("all_reduce", "reduce_scatter")
+    wires = [*takewhile(lambda op: op.name in sums, dropwhile(lambda op: op.name not in sums, ops))]
     norms = [op for op in ops if op.name == "norm.attn" and np.max(op.activation_bytes)]
     if wires and not norms:
         return  # nothing runs through the layers in this pass
-    machines = 1
-    if wires:
-        sent = float(np.max(2 * wires[0].link_bytes)) / float(np.max(norms[0].activation_bytes))
-        machines = round(2 / (2 - sent))
+    machines = prod(op.group for op in wires)
     if machines != shards:
         raise ValueError(f"{key}.shards: {shards}: the layout cuts the model over {machines}; set shards to {machines}")
 

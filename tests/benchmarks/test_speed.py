@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from analysis.stream import streaming
 from sim.analytic.work import Work
 from sim.build import build_scenario
 from sim.run import simulate
@@ -50,6 +51,32 @@ def test_simulate(benchmark: Any, name: str, rate: int) -> None:
 def test_lengths(benchmark: Any, name: str, lengths: str) -> None:
     """Constant lengths, and those of real chats, at 10 requests/s."""
     simulated(benchmark, name, LENGTHS[lengths])
+
+
+FLEETS = {
+    "azure at ten times its rate": ("chat_h100", "replicas=16", "policy=autoregressive", "workload.rate_scale=10"),
+    "a day's traffic": ("bench_autoregressive", "replicas=32", "router=round_robin", "workload.rate=400"),
+}
+
+
+@pytest.mark.parametrize("name", FLEETS)
+def test_fleets(benchmark: Any, name: str) -> None:
+    """Many replicas on one clock; 8,000 requests a second is the aim."""
+    simulated(benchmark, *FLEETS[name])
+
+
+def test_streaming(benchmark: Any, tmp_path: Path) -> None:
+    """A fleet's run with its tables flushed to disk and its folder made block by block."""
+    built = build_scenario(Scenario.load("bench_autoregressive", [*FLEETS["a day's traffic"][1:],
+                                                                  f"workload.requests={REQUESTS}"]))  # fmt: skip
+
+    def streamed() -> int:
+        with streaming(tmp_path / "streamed", overwrite=True) as stream:
+            stream.save(simulate(built, flush=stream.facts.flush))
+        return stream.facts.arrived
+
+    assert benchmark.pedantic(streamed, rounds=2, warmup_rounds=1) == REQUESTS
+    benchmark.extra_info["requests_per_s"] = round(REQUESTS / benchmark.stats.stats.min)
 
 
 @pytest.mark.parametrize("rounds", [1, 100])

@@ -24,6 +24,7 @@ LAYOUT = Layout(
     output="output_length",
     session="session_id",
     priority="priority",
+    tenant="tenant",
 )
 
 

@@ -120,6 +120,7 @@ class _Table:
             session=values.get("session"),
             priority=values.get("priority"),
             samples=values.get("samples"),
+            tenant=values.get("tenant"),
             hash_ids=values.get("hash_ids"),
             hash_block_tokens=self.source.hash_block_tokens if "hash_ids" in values else None,
             keys=(self.arrival or "arrival", self.layout.prompt, self.layout.output),

@@ -1,7 +1,7 @@
 """decodesim's own CSV: one of `arrival_ns | arrival_ms | arrival_s`, then `prompt_tokens,output_tokens`.
 
-Optional columns: `session` (any text), `priority`, `samples` (integers). Arrival columns may be absent: the file then
-holds lengths only. Stamps beyond ten years are taken as times since an epoch and counted from the first row.
+Optional columns: `session` (any text), `priority`, `samples`, `tenant` (integers). Arrival columns may be absent: the
+file then holds lengths only. Stamps beyond ten years are taken as times since an epoch and counted from the first row.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ LAYOUT = Layout(
     session="session",
     priority="priority",
     samples="samples",
+    tenant="tenant",
 )
 
 

@@ -1,0 +1,1 @@
+"""The bodies of the larger commands; ``sim/cli.py`` has their options."""

@@ -1,0 +1,1 @@
+"""What sweeps and plans are made of: points, what is kept of them, and the steps of a search."""
