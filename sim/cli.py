@@ -72,6 +72,10 @@ def run(
     detailed: Annotated[bool, typer.Option(help="Per-request lists in bench.json, as --save-detailed writes.")] = False,
     uncertainty: Uncertainty = None,
     stream: Annotated[bool, typer.Option("--stream", help="Tables to disk as they come: memory stays flat.")] = False,
+    executor: Annotated[
+        str | None,
+        typer.Option(help="Divide replicas among workers: processes:2, dask://HOST:PORT, ray.", show_default=False),
+    ] = None,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
@@ -93,14 +97,22 @@ def run(
     if stream:
         from sim.commands import streamed
 
-        streamed.check({"--detailed": detailed, "--uncertainty": samples, f"{file}: published": scenario.published})
+        streamed.check({
+            "--detailed": detailed, "--uncertainty": samples, f"{file}: published": scenario.published,
+            "--executor": executor,
+        })  # fmt: skip
         with show.progress(scenario, hidden=quiet or as_json) as tick:
             result, told = _named(file, lambda: streamed.run(built, folder, overwrite, now, tick))
         typer.echo(dump_json(told.metrics)) if as_json else show.result(told, folder)
         _ended(result)
         return
-    with show.progress(scenario, hidden=quiet or as_json) as tick:
-        result = _named(file, lambda: simulate(built, progress=tick))
+    if executor is not None:
+        from sim.commands.divided import run as divided
+
+        result = _named(file, lambda: divided(scenario, executor))
+    else:
+        with show.progress(scenario, hidden=quiet or as_json) as tick:
+            result = _named(file, lambda: simulate(built, progress=tick))
     of_result(result, samples, hidden=quiet or as_json)
     saved = result.save(folder, overwrite=overwrite, detailed=detailed, date=now)
     beside = quantities.published(result)

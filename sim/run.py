@@ -146,11 +146,11 @@ def simulate(
     """
     built = scenario if isinstance(scenario, Built) else build_scenario(scenario, stepping)
     cpu_s, wall_s = time.process_time(), time.perf_counter()
-    traffic = _Traffic(built.scenario, any(one.setup.prefix is not None for one, _ in built.pools))
-    cluster = _cluster(built, traffic.arrivals(), progress)
+    traffic = Traffic(built.scenario, any(one.setup.prefix is not None for one, _ in built.pools))
+    cluster = clustered(built, traffic.arrivals(), progress)
     if flush is not None:
         cluster.progress = _flushing(cluster.recorder, flush, progress)
-    with _Interruptible(cluster) as interruption, _uncollected():
+    with _Interruptible(cluster) as interruption, uncollected():
         recorder = cluster.run()
         if flush is not None:
             flush(recorder, True)
@@ -182,9 +182,10 @@ def _flushing(
     return arrived
 
 
-def _cluster(
+def clustered(
     built: Built, arrivals: Iterator[Request] | ClosedLoop | Conversations, progress: Callable[[int], None] | None
 ) -> Cluster:
+    """The replicas of a scenario on a clock that has not begun."""
     entrance: Any = {"stale_ns": built.stale_ns, "admission": built.admission}
     if built.scenario.fleet is not None:
         fleet = FleetCluster(_fleet(built, built.scenario.fleet), built.router, arrivals, progress, **entrance)
@@ -233,14 +234,14 @@ def pairs(
         yield runs[0], runs[1]
 
 
-def _reasons(traffic: _Traffic) -> str:
+def _reasons(traffic: Traffic) -> str:
     """Why nobody came."""
     dropped = [f"{count} rows dropped for {reason}" for reason, count in traffic.dropped.items()]
     return "; ".join(["", *traffic.notes, *dropped]) or ": the window or the duration leaves none"
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """A run makes no reference cycles, and looking for some among a million rows would cost a fifth of it."""
     was = gc.isenabled()
     gc.disable()
@@ -251,7 +252,7 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-class _Traffic:
+class Traffic:
     """The scenario's workload as requests; a damaged trace ends the stream and leaves a note."""
 
     def __init__(self, scenario: Scenario, told: bool = False) -> None:
@@ -262,6 +263,7 @@ class _Traffic:
         self.dropped: Counter[str] = Counter()
 
     def arrivals(self) -> Iterator[Request] | ClosedLoop | Conversations:
+        """Requests in order of arrival, or those who ask again when they are answered."""
         if "concurrency" in self.spec:
             return self._closed()
         if "sessions" in self.spec:

@@ -400,10 +400,10 @@ def test_schema_and_loader_agree_on_workloads(workload: dict[str, object], good:
     jsonschema = pytest.importorskip("jsonschema")
     data = {**SMALL, "workload": workload}
     assert jsonschema.Draft202012Validator(schema()).is_valid(data) == good
-    from sim.run import _Traffic
+    from sim.run import Traffic
 
     if good:
-        _Traffic(Scenario.parse(data)).arrivals()
+        Traffic(Scenario.parse(data)).arrivals()
     else:
         with pytest.raises(ValueError):
-            next(iter(_Traffic(Scenario.parse(data)).arrivals()))
+            next(iter(Traffic(Scenario.parse(data)).arrivals()))

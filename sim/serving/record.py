@@ -123,6 +123,32 @@ class Gaps:
         weights = np.concatenate((self._bins[near].astype(np.int64), rare))
         return np.concatenate((near, far)) * self.QUANTUM_NS, weights
 
+    @classmethod
+    def joined(cls, parts: Ordered[Gaps]) -> Gaps:
+        """All gaps of several records, as one would hold them that had seen them all; the parts are used up."""
+        whole = cls(parts[0].limit)
+        for part in parts:
+            whole._counts += part._counts
+            whole._weights += part._weights
+        used = [part._buffer[: part._used] for part in parts]
+        whole._used = sum(map(len, used))
+        whole._buffer = np.concatenate([*used, np.empty(2 * whole.limit, dtype=np.int64)])
+        if whole._used > whole.limit or any(part.quantum_ns > 1 for part in parts):
+            whole._bin()
+        for part in parts:
+            whole._take(part)
+        return whole
+
+    def _take(self, other: Gaps) -> None:
+        """What another record has binned."""
+        self._binned_ns += other._binned_ns
+        for number, weight in other._far.items():
+            self._far[number] = self._far.get(number, 0) + weight
+        counts = np.zeros(max(len(self._bins), len(other._bins)))
+        counts[: len(self._bins)] = self._bins
+        counts[: len(other._bins)] += other._bins
+        self._bins = counts
+
     def _raw(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """What has not been binned yet."""
         return self._buffer[: self._used], np.repeat(np.array(self._weights, dtype=np.int64), self._counts)
