@@ -137,6 +137,7 @@ class PrefixReplica(SlowReplica):
                 self._bring([(number, n) for number, n, at in found if at == level], level - 1, end_ns)
             ready_ns = max(ready_ns, end_ns)
             self.hits.append((self.index, job.request.id, job.preemptions, level, tokens, now, start_ns, end_ns))
+        self.own.births += [number for number, _, at in found if at]
         for number, *_ in found:
             self._use(number)
         self.sharing[job.request.id] = (job.request, job.prefilled)
@@ -159,7 +160,6 @@ class PrefixReplica(SlowReplica):
             place.idle.remove(number)
             place.idle.append(number)
             self.own.kept[number], self.come_ns[number] = tokens, end_ns
-            self.own.births.append(number)
 
     def _use(self, number: int) -> None:
         self.own.uses[number] += 1

@@ -112,6 +112,18 @@ def test_pressure_does_preempt_and_hit_again() -> None:
     assert ((hits["preemptions"] > 0) & (hits["tokens"] > 0)).any() and len(set(hits["level"].tolist())) == 3
 
 
+def test_blocks_of_two_tiers_come_in_the_order_of_the_chain() -> None:
+    """First in, first out goes by the chain, not by the tier that a block was loaded from (a drawn case, once red)."""
+    slow = (Tier("host", 120, 1e5), Tier("ssd", 18, 1e5))
+    case = Cached(
+        Autoregressive(), Chunked(5, 4), chains(10, 500, 0, 1, 500), block_tokens=1, capacity_bytes=600,
+        prefix=Prefix(1, 1, 6, "fifo", slow),
+    )  # fmt: skip
+    both = run_engine(case)[2].hits.frame()
+    assert {1, 2} <= set(both["level"][both["request"] == 5].tolist())
+    assert differences(case) == []
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> Cached:
     """Whatever may meet: little memory, small tiers, slow links, groups, ties, closed loops, plans made ahead."""
