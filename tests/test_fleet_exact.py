@@ -76,7 +76,7 @@ LIMITS = (
 @given(
     router=st.sampled_from(examples("sim.routers", ROUTERS)),
     limits=st.sampled_from(LIMITS),
-    stale_ns=st.sampled_from([0, 1, 1000, 7000, 50_000]),
+    stale_ns=st.sampled_from([0, 777, 1000, 7000, 50_000]),
     users=st.sampled_from([0, 0, 1, 6]),
     seed=st.integers(0, 99),
     gap_ns=st.sampled_from([0, 2000, 9000, 60_000]),
@@ -94,11 +94,11 @@ def test_leaping_is_exact_behind_a_gateway(
 
 
 @pytest.mark.slow
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     router=st.sampled_from(examples("sim.routers", ROUTERS)),
     limits=st.sampled_from(LIMITS),
-    stale_ns=st.sampled_from([0, 1, 1000, 7000, 50_000]),
+    stale_ns=st.sampled_from([0, 777, 1000, 7000, 50_000]),
     users=st.sampled_from([0, 0, 1, 6]),
     seed=st.integers(0, 999),
     gap_ns=st.sampled_from([0, 2000, 9000, 60_000]),
