@@ -109,7 +109,7 @@ def run(
     if executor is not None:
         from sim.commands.divided import run as divided
 
-        result = _named(file, lambda: divided(scenario, executor))
+        result = _named(file, lambda: divided(built, executor))
     else:
         with show.progress(scenario, hidden=quiet or as_json) as tick:
             result = _named(file, lambda: simulate(built, progress=tick))

@@ -11,18 +11,18 @@ from __future__ import annotations
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Ordered
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim import request as requests
 from sim.build import Built, build_scenario
 from sim.executors import Crew
 from sim.guard import peak_memory_bytes
-from sim.request import Request
+from sim.request import Request, Sequence
 from sim.run import Result, Traffic, clustered, uncollected
 from sim.scenario import Scenario
 from sim.serving.cluster import Cluster
@@ -100,21 +100,18 @@ def check_split(built: Built) -> None:
             raise ValueError(f"--executor: {key}: makes replicas depend on each other; leave out one of the two")
 
 
-def simulate_split(scenario: Scenario, crew: Crew, done: Callable[[int], None] = lambda parts: None) -> Result:
-    """Run to the end on all workers of a crew; ``done`` is called with the number of parts that are back.
+def simulate_split(scenario: Scenario | Built, crew: Crew) -> Result:
+    """Run to the end on all workers of a crew.
 
     Raises ValueError for a scenario that makes no sense, brings no request, or whose replicas depend on each other.
     """
-    built = build_scenario(scenario)
+    built = scenario if isinstance(scenario, Built) else build_scenario(scenario)
     check_split(built)
     count = sum(count for _, count in built.pools)
     ways, began_s = min(crew.workers, count), time.perf_counter()
-    shares = [Share(scenario.model_dump(exclude_unset=True), first, ways) for first in range(ways)]
-    parts: list[Part | None] = [None] * ways
-    for back, (number, part) in enumerate(crew.results(_run_share, shares)):
-        parts[number] = part
-        done(back + 1)
-    return _joined(built, [part for part in parts if part is not None], time.perf_counter() - began_s)
+    shares = [Share(built.scenario.model_dump(), first, ways) for first in range(ways)]
+    parts = dict(crew.results(_run_share, shares))
+    return _joined(built, [parts[number] for number in range(ways)], time.perf_counter() - began_s)
 
 
 def _run_share(share: Share) -> Part:
@@ -122,9 +119,8 @@ def _run_share(share: Share) -> Part:
     begun_s = time.process_time()
     built = build_scenario(Scenario.parse(share.scenario))
     traffic = Traffic(built.scenario, any(one.setup.prefix is not None for one, _ in built.pools))
-    mine = _Mine(share, traffic.arrivals())
-    cluster = clustered(built, iter(mine), None)
-    mine.cluster = cluster
+    cluster = clustered(built, iter(()), None)
+    cluster.trace = _mine(share, cluster, traffic.arrivals())
     with uncollected():
         recorder = cluster.run()
     tables = {name: getattr(recorder, name).array() for name in (*BY_REPLICA, "requests", "lives")}
@@ -135,27 +131,19 @@ def _run_share(share: Share) -> Part:
     )  # fmt: skip
 
 
-class _Mine:
-    """The requests that the router sends to a share of the replicas."""
-
-    def __init__(self, share: Share, arrivals: Any) -> None:
-        self.share, self.arrivals = share, arrivals
-        self.cluster: Cluster | None = None
-
-    def __iter__(self) -> Iterator[Request]:
-        """In the order of the traffic; asked for once the cluster is there."""
-        gateway = None if self.cluster is None else self.cluster.gateway
-        assert gateway is not None, "a cluster takes its first request when it runs"
-        blind = Blind(gateway.sight.luck)
-        for request in self.arrivals:
-            places = gateway.places(request)
-            picked = gateway.router.pick(request, blind.of(requests.Sequence.of(request), places))
-            assert picked is not None, "a router that does not pull sends everybody"
-            if places[picked].replica.index % self.share.of == self.share.first:
-                yield request
+def _mine(share: Share, cluster: Cluster, arrivals: Any) -> Iterator[Request]:
+    """The requests that the router sends to a share of the replicas, in the order of the traffic."""
+    gateway = cluster.gateway
+    blind = Blind(gateway.sight.luck)
+    for request in arrivals:
+        places = gateway.places(request)
+        picked = gateway.router.pick(request, blind.of(Sequence.of(request), places))
+        assert picked is not None, "a router that does not pull sends everybody"
+        if places[picked].replica.index % share.of == share.first:
+            yield request
 
 
-def _joined(built: Built, parts: Sequence[Part], wall_s: float) -> Result:
+def _joined(built: Built, parts: Ordered[Part], wall_s: float) -> Result:
     """The parts as one run."""
     first = parts[0]
     recorder = Recorder(_channels(first), 0)

@@ -19,7 +19,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Ordered
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import simpy
@@ -82,7 +82,7 @@ class Slot:
     replica: Replica | None = None
     up_ns: int = 0
     then: Callable[[], None] | None = None
-    turn: int = field(default=0)
+    turn: int = 0
     """How often its phase has changed, so that what was planned for an earlier phase can see that it is late."""
 
 

@@ -241,6 +241,10 @@ class Replica:
     def landed(self, number: int) -> None:
         """The cache of an admitted sequence has come; it decodes from the next round on."""
         self.ready.append(self.landing.pop(number))
+        self._plan_anew()
+
+    def _plan_anew(self) -> None:
+        """Something has come that a plan can use: the next one follows the round under way."""
         if self.leap is None:
             self._ask_plan()
         else:
@@ -393,11 +397,7 @@ class Replica:
         if self.closed:
             return
         self.prefilling.append(self.loading.pop(number))
-        if self.leap is None:
-            self._ask_plan()
-        else:
-            self._book_ends(self.leap)
-            self._stop_after(self.leap, self.leap.under_way(self.env.now))
+        self._plan_anew()
 
     def _remember(self, store: PrefixStore, plan: Plan) -> None:
         """What the planned round reads enters the cache with it, and idle blocks go where memory is short."""
