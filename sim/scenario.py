@@ -520,7 +520,9 @@ def _one_line(error: ValidationError) -> str:
         allowed = _fields_at(path[:-1])
         return f"{key}: unknown key; allowed here: {', '.join(allowed)}{suggest(path[-1], allowed)}"
     if kind == "missing":
-        return f"{key}: missing; every scenario needs model, hardware and workload"
+        above = ".".join(path[:-1])
+        needed = f"{above} needs it" if above else "every scenario needs model, hardware and workload"
+        return f"{key}: missing; {needed}"
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     message = message.replace("dictionary or instance of ", "mapping, not ").split(", unable to parse")[0]
     return f"{key}: {shown(first.get('input'))}: {message[:1].lower()}{message[1:]}"

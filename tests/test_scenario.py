@@ -129,7 +129,9 @@ FILES = [
     ("\0", "not allowed"),
     ("a: " + "[" * 1000 + "]" * 1000, "nested deeper"),
     ("a: " + "x" * 1_100_000, "larger than"),
-    ("hardware: l4\nworkload: {}\n", "model: missing"),
+    ("hardware: l4\nworkload: {}\n", "model: missing; every scenario needs model, hardware and workload"),
+    ("model: a\nhardware: b\nworkload: {}\nfleet: {}\n", "fleet.groups: missing; fleet needs it"),
+    ("model: a\nhardware: b\nworkload: {}\nfleet: {groups: [{}]}\n", "missing; fleet.groups.0 needs it"),
     ("seed: " + "9" * 5000 + "\n", "Exceeds the limit"),
 ]
 
